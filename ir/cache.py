@@ -1,0 +1,98 @@
+"""State of generation: trace-time objects that declare the graph inputs and outputs they need.
+
+The same `forward` is traced without a cache, with a growing one and with a fixed one; a model file never branches on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from .graph import Value, current
+from .sizes import Size, symbol
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+class Cache:
+    """How keys and values of earlier calls reach this one."""
+
+    past: Size = 0
+    start: Value | None = None
+
+    def extend(self, k: Value, v: Value, slot: str = "") -> tuple[Value, Value]:
+        """Keys and values [batch heads seq head] of this call joined with earlier ones."""
+        return k, v
+
+    def once(self, make: Callable[[], Sequence[Value]], slot: str = "encoder") -> tuple[Value, Value]:
+        """Keys and values that are the same in every call, such as those of an encoder."""
+        k, v = make()
+        return k, v
+
+    def positions(self, length: Size) -> Value:
+        """i64[length]: the places of this call's tokens, counted from the first one ever."""
+        from .ops import iota
+
+        return iota(size=length) + self.past
+
+    def sizes(self) -> dict[str, Size]:
+        """What sizes that depend on the cache stand for: `keys` is how many tokens can be looked at."""
+        return {"keys": symbol("seq"), "decoder_keys": symbol("decoder_seq")}
+
+
+class NoCache(Cache):
+    """One call sees all tokens."""
+
+
+class GrowingCache(Cache):
+    """Old keys come in, old and new go out; `past` may be 0, so that one graph serves prefill and decode.
+
+    Inputs are named `past_key_values.<layer>[.<slot>].key`, outputs `present.<layer>[.<slot>].key`, as optimum names them.
+    """
+
+    def __init__(self, slots: bool = False):
+        self.past = symbol("past")
+        self.slots = slots
+        self._count: dict[str, int] = {}
+
+    def _place(self, slot: str) -> str:
+        layer = self._count.get(slot, 0)
+        self._count[slot] = layer + 1
+        return f"{layer}.{slot}" if self.slots else str(layer)
+
+    def extend(self, k: Value, v: Value, slot: str = "decoder") -> tuple[Value, Value]:
+        """Old and new keys and values, which are outputs too."""
+        from .ops import concat
+
+        graph, place, both = current(), self._place(slot), []
+        for name, x in (("key", k), ("value", v)):
+            old = graph.input(f"past_key_values.{place}.{name}", x.type.with_axis(2, self.past))
+            both.append(concat(old, x, axis=2))
+            graph.outputs[f"present.{place}.{name}"] = both[-1]
+        return both[0], both[1]
+
+    def once(self, make: Callable[[], Sequence[Value]], slot: str = "encoder") -> tuple[Value, Value]:
+        """Inputs in place of what `make` would compute; the encoder's graph computes it (`OnceCache`)."""
+        graph, place = current(), self._place(slot)
+        k, v = (graph.input(f"past_key_values.{place}.{name}", x.type) for name, x in zip(("key", "value"), make(), strict=True))
+        return k, v
+
+    def sizes(self) -> dict[str, Size]:
+        """Keys are the past ones and the new."""
+        return {"keys": symbol("past") + symbol("seq"), "decoder_keys": symbol("past") + symbol("decoder_seq")}
+
+
+class OnceCache(Cache):
+    """Makes what `once` computes an output `present.<layer>.<slot>.key`: an encoder's graph is the trace cut there."""
+
+    def __init__(self) -> None:
+        self._layer = 0
+
+    def once(self, make: Callable[[], Sequence[Value]], slot: str = "encoder") -> tuple[Value, Value]:
+        """What `make` computes, remembered as outputs."""
+        k, v = make()
+        graph = current()
+        graph.outputs[f"present.{self._layer}.{slot}.key"], graph.outputs[f"present.{self._layer}.{slot}.value"] = k, v
+        self._layer += 1
+        return k, v

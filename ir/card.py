@@ -1,0 +1,119 @@
+"""Cards: what a file in `models/` says of an architecture, and how its names meet a checkpoint's."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from .config import Config
+from .layer import Layer
+
+
+class Names:
+    """A table from our layer paths to a checkpoint's, `*` standing for a number; what no row names keeps its name.
+
+    The row that matches most of a path wins, so that the order of rows means nothing.
+    """
+
+    def __init__(self, table: Mapping[str, str]):
+        rows = sorted(table.items(), key=lambda row: -len(row[0]))
+        self.rows = [(re.compile(re.escape(ours).replace(r"\*", r"(\d+)") + r"(\..*)?"), theirs) for ours, theirs in rows]
+
+    def key(self, path: str) -> str:
+        """The checkpoint's name of one of our paths."""
+        for pattern, theirs in self.rows:
+            if match := pattern.fullmatch(path):
+                *numbers, rest = match.groups()
+                for n in numbers:
+                    theirs = theirs.replace("*", n, 1)
+                return (theirs + (rest or "")).lstrip(".")
+        return path
+
+
+# Other spellings of one weight, by age or by library version: a name's ending now, and what it was.
+AGED = (
+    (".weight", ".gamma"),
+    (".bias", ".beta"),
+    (".parametrizations.weight.original0", ".weight_g"),
+    (".parametrizations.weight.original1", ".weight_v"),
+)
+
+
+def spellings(key: str, prefix: str, base: str, also: Mapping[str, Sequence[str]]) -> Iterable[str]:
+    """The names under which a checkpoint may hold a weight: its own, other ages', and with or without the base model's prefix."""
+    found = [key, *also.get(key, ())]
+    if prefix and key.startswith(prefix + "."):
+        found += [k[len(prefix) + 1 :] for k in found if k.startswith(prefix + ".")]
+    elif base and not prefix:
+        found += [f"{base}.{k}" for k in found]
+    for k in found:
+        yield k
+        for now, then in AGED:
+            if k.endswith(now):
+                yield k[: -len(now)] + then
+
+
+@dataclass(frozen=True)
+class Head:
+    """One class of the reference: how it is built, its inputs as type texts, and under which prefix the body's weights lie.
+
+    `inputs` are all it takes, `usual` those that are present unless asked otherwise; both may depend on the configuration.
+    """
+
+    build: Callable[[Any], Layer]
+    inputs: Mapping[str, str] | Callable[[Any], Mapping[str, str]]
+    usual: Sequence[str] = ()
+    prefix: str = ""
+    caches: Mapping[str, str] = field(default_factory=dict)  # file of an export with caches -> the cache it is traced with
+
+    def inputs_for(self, config: Config) -> dict[str, str]:
+        """The inputs for a configuration."""
+        return dict(self.inputs(config) if callable(self.inputs) else self.inputs)
+
+
+@dataclass(frozen=True)
+class Card:
+    """One architecture: its configuration, heads by the reference's class name, and weight names.
+
+    `also_types` are further values of `model_type`; `base` is the prefix of the body in checkpoints of heads; `also` lists other names of a weight; `unused` are globs of weights that
+    checkpoints carry and no head needs.
+    """
+
+    model_type: str
+    config: type[Config]
+    heads: Mapping[str, Head]
+    names: Mapping[str, str]
+    base: str = ""
+    also: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    unused: Sequence[str] = ()
+    also_types: Sequence[str] = ()
+
+    def names_for(self, head: Head) -> Names:
+        """The table for one head: `body` stands for where the body's weights lie."""
+        prefix = f"{head.prefix}." if head.prefix else ""
+        body = {f"body.{ours}": prefix + theirs for ours, theirs in self.names.items()}
+        return Names({**self.names, **body, "body": head.prefix})
+
+
+TASKS = {
+    "causal-lm": ("ForCausalLM", "LMHeadModel"),
+    "masked-lm": ("ForMaskedLM",),
+    "sequence-classification": ("ForSequenceClassification",),
+    "token-classification": ("ForTokenClassification",),
+    "question-answering": ("ForQuestionAnswering",),
+    "multiple-choice": ("ForMultipleChoice",),
+    "next-sentence-prediction": ("ForNextSentencePrediction",),
+    "pretraining": ("ForPreTraining",),
+    "seq2seq-lm": ("ForConditionalGeneration",),
+    "image-classification": ("ForImageClassification",),
+    "masked-image-modeling": ("ForMaskedImageModeling",),
+    "audio-classification": ("ForSequenceClassification",),
+    "audio-frame-classification": ("ForAudioFrameClassification",),
+    "audio-xvector": ("ForXVector",),
+    "ctc": ("ForCTC",),
+    "feature-extraction": ("Model",),
+    "backbone": ("Backbone",),
+    "double-heads": ("DoubleHeadsModel",),
+}

@@ -1,0 +1,190 @@
+"""Heads: small layers over a body, shared between families. A body returns `last_hidden_state`, perhaps `pooler_output`, and lists on demand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .. import ops
+from ..config import Config
+from ..graph import Param, Value
+from ..layer import Layer
+from .basic import Activation, Dropout, Embedding, LayerNorm, Linear
+
+Outputs = dict[str, Any]
+
+
+def text_inputs(n: int, *, token_types: bool = True, memory: int | None = None) -> dict[str, str]:
+    """The inputs of a text encoder or decoder of width n; `memory` is the width of the encoder states that it may attend to."""
+    inputs = {"input_ids": "i64[batch seq]", "attention_mask": "i64[batch keys]", "token_type_ids": "i64[batch seq]", "position_ids": "i64[batch seq]"}
+    if not token_types:
+        del inputs["token_type_ids"]
+    inputs["inputs_embeds"] = f"f32[batch seq {n}]"
+    if memory is not None:
+        inputs |= {"encoder_hidden_states": f"f32[batch memory {memory}]", "encoder_attention_mask": "i64[batch memory]"}
+    return inputs
+
+
+def on_demand(outputs: Outputs) -> Outputs:
+    """What a head passes on from its body: lists of hidden states and attention weights."""
+    return {k: v for k, v in outputs.items() if isinstance(v, list)}
+
+
+def problem_of(config: Config) -> str:
+    """Which loss a classifier is trained with: the configured one, else regression for one label and classes for more."""
+    return config.problem_type or ("regression" if config.labels == 1 else "single_label_classification")
+
+
+def label_type(config: Config) -> str:
+    """The type of a classifier's `labels`."""
+    if problem_of(config) == "single_label_classification":
+        return "i64[batch]"
+    return "f32[batch]" if config.labels == 1 else f"f32[batch {config.labels}]"
+
+
+def classification_loss(logits: Value, labels: Value, config: Config) -> Value:
+    """The loss of logits [batch labels] by the configured problem."""
+    match problem_of(config):
+        case "regression":
+            return ops.mean_squared_error(ops.squeeze(logits, -1) if config.labels == 1 else logits, labels)
+        case "multi_label_classification":
+            return ops.binary_cross_entropy(logits, labels if labels.rank == 2 else labels[:, None])
+        case _:
+            return ops.cross_entropy(logits, labels)
+
+
+def causal_loss(logits: Value, labels: Value) -> Value:
+    """Each position's logits against the next position's label."""
+    return ops.cross_entropy(logits[:, :-1], labels[:, 1:])
+
+
+class Pooler(Layer):
+    """tanh of a linear layer on the first position."""
+
+    def __init__(self, n: int, n_out: int | None = None, activation: Activation = ops.tanh):
+        self.dense, self.activation = Linear(n, n_out or n), activation
+
+    def forward(self, x: Value) -> Value:
+        """[batch seq n] -> [batch n]."""
+        return self.activation(self.dense(x[:, 0]))
+
+
+class Vocabulary(Layer):
+    """Scores of each word: a linear layer whose weight may be an embedding's."""
+
+    def __init__(self, n: int, words: int, tied: Embedding | None = None, bias: bool = False):
+        self.weight = tied.weight if tied else Param(words, n)
+        self.bias = Param(words, init="zeros") if bias else None
+
+    def forward(self, x: Value) -> Value:
+        """[batch seq n] -> [batch seq words]."""
+        return ops.linear(x, self.weight, self.bias)
+
+
+class Transform(Layer):
+    """Linear, activation and normalisation before a masked language model's vocabulary."""
+
+    def __init__(self, n: int, n_out: int, activation: Activation, eps: float):
+        self.dense, self.activation, self.norm = Linear(n, n_out), activation, LayerNorm(n_out, eps)
+
+    def forward(self, x: Value) -> Value:
+        """[batch seq n] -> [batch seq n_out]."""
+        return self.norm(self.activation(self.dense(x)))
+
+
+class LanguageModel(Layer):
+    """Word scores of each position; `labels` are the words themselves (masked) or, where `causal`, the same ids, shifted here."""
+
+    def __init__(self, body: Layer, vocabulary: Layer, transform: Layer | None = None, causal: bool = False):
+        self.body, self.transform, self.vocabulary, self.causal = body, transform, vocabulary, causal
+
+    def forward(self, labels: Value | None = None, **inputs: Value | None) -> Outputs:
+        """-> logits [batch seq words], loss where labels are given."""
+        out = self.body(**inputs)
+        x = out["last_hidden_state"]
+        logits = self.vocabulary(x if self.transform is None else self.transform(x))
+        loss = None if labels is None else (causal_loss if self.causal else ops.cross_entropy)(logits, labels)
+        return {"loss": loss, "logits": logits, **on_demand(out)}
+
+
+class SequenceClassifier(Layer):
+    """One decision for a sequence or image, from the body's pooled output or what `pool` makes of its outputs."""
+
+    def __init__(self, body: Layer, classifier: Layer, config: Config, dropout: float = 0.0, pool: Any = lambda out: out["pooler_output"]):
+        self.body, self.dropout, self.classifier = body, Dropout(dropout), classifier
+        self.config, self.pool = config, pool
+
+    def forward(self, labels: Value | None = None, **inputs: Value | None) -> Outputs:
+        """-> logits [batch labels], loss where labels are given."""
+        out = self.body(**inputs)
+        logits = self.classifier(self.dropout(self.pool(out)))
+        loss = None if labels is None else classification_loss(logits, labels, self.config)
+        return {"loss": loss, "logits": logits, **on_demand(out)}
+
+
+class TokenClassifier(Layer):
+    """A decision for each position."""
+
+    def __init__(self, body: Layer, n: int, labels: int, dropout: float = 0.0):
+        self.body, self.dropout, self.classifier = body, Dropout(dropout), Linear(n, labels)
+
+    def forward(self, labels: Value | None = None, **inputs: Value | None) -> Outputs:
+        """-> logits [batch seq labels], loss where labels are given (-100 is ignored)."""
+        out = self.body(**inputs)
+        logits = self.classifier(self.dropout(out["last_hidden_state"]))
+        return {"loss": None if labels is None else ops.cross_entropy(logits, labels), "logits": logits, **on_demand(out)}
+
+
+class SpanClassifier(Layer):
+    """Where an answer starts and ends."""
+
+    def __init__(self, body: Layer, n: int, dropout: float = 0.0):
+        self.body, self.dropout, self.qa_outputs = body, Dropout(dropout), Linear(n, 2)
+
+    def forward(self, start_positions: Value | None = None, end_positions: Value | None = None, **inputs: Value | None) -> Outputs:
+        """-> start_logits and end_logits [batch seq], loss where both positions are given (those behind the end are ignored)."""
+        out = self.body(**inputs)
+        both = self.qa_outputs(self.dropout(out["last_hidden_state"]))
+        start, end = both[..., 0], both[..., 1]
+        loss = None
+        if start_positions is not None and end_positions is not None:
+            loss = (_position_loss(start, start_positions) + _position_loss(end, end_positions)) / 2.0
+        return {"loss": loss, "start_logits": start, "end_logits": end, **on_demand(out)}
+
+
+def _position_loss(logits: Value, positions: Value) -> Value:
+    length = logits.shape[1]
+    return ops.cross_entropy(logits, ops.minimum(ops.maximum(positions, 0), length), ignore=length)
+
+
+class MultipleChoice(Layer):
+    """One score for each of several sequences."""
+
+    def __init__(self, body: Layer, n: int, dropout: float = 0.0):
+        self.body, self.dropout, self.classifier = body, Dropout(dropout), Linear(n, 1)
+
+    def forward(self, labels: Value | None = None, **inputs: Value | None) -> Outputs:
+        """Inputs [batch choices seq] -> logits [batch choices], loss where labels [batch] are given."""
+        first = next(x for x in inputs.values() if x is not None)
+        out = self.body(**{k: None if x is None else ops.view(x, (x.shape[0] * x.shape[1], *x.shape[2:])) for k, x in inputs.items()})
+        logits = ops.view(self.classifier(self.dropout(out["pooler_output"])), first.shape[:2])
+        return {"loss": None if labels is None else ops.cross_entropy(logits, labels), "logits": logits, **on_demand(out)}
+
+
+def with_choices(inputs: dict[str, str]) -> dict[str, str]:
+    """Text inputs with an axis of choices after the batch."""
+    return {k: t.replace("[batch ", "[batch choices ").replace("keys", "seq") for k, t in inputs.items()}
+
+
+def last_token(input_ids: Value, pad: int | None) -> Value:
+    """i64[batch]: the place of each row's last token that is not padding; the last place where no padding is defined."""
+    length = input_ids.shape[1]
+    places = ops.iota(size=length)
+    if pad is None:
+        return ops.broadcast_to(ops.literal(value=[-1]) + length, shape=(input_ids.shape[0],))
+    return ops.max(ops.where(~ops.equal(input_ids, pad), places, 0), axis=1)
+
+
+def pick(x: Value, place: Value) -> Value:
+    """x [batch seq n] at place i64[batch] -> [batch n]."""
+    where = ops.broadcast_to(place[:, None, None], shape=(x.shape[0], 1, x.shape[2]))
+    return ops.squeeze(ops.gather(x, where, axis=1), 1)

@@ -1,0 +1,104 @@
+"""From a model's outputs to an answer that a person can read, for each kind of head."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ...ir.errors import UsageError, nearest
+from . import media_answers as media
+from . import text_answers as texts
+from .results import Results, Row
+
+if TYPE_CHECKING:
+    from .processor import Processor
+
+# How the class names of the reference end, and the names of its tasks, all spelt in lower case without punctuation; the longest ending counts.
+HEADS: dict[str, tuple[tuple[str, ...], Callable[[Results], list[Row]]]] = {
+    "classification": (("sequenceclassification", "imageclassification", "textclassification", "audioclassification"), media.classification),
+    "token-classification": (("tokenclassification", "ner"), texts.token_classification),
+    "question-answering": (("questionanswering",), texts.question_answering),
+    "masked-lm": (("maskedlm", "fillmask"), texts.masked_lm),
+    "causal-lm": (("lmheadmodel", "causallm", "textgeneration", "lmhead"), texts.language_model),
+    "conditional-generation": (("conditionalgeneration", "text2textgeneration", "seq2seqlm"), texts.language_model),
+    "next-sentence-prediction": (("nextsentenceprediction",), texts.next_sentence),
+    "multiple-choice": (("multiplechoice",), texts.multiple_choice),
+    "double-heads": (("doubleheads", "doubleheadsmodel"), texts.double_heads),
+    "ctc": (("ctc", "automaticspeechrecognition"), media.transcription),
+    "audio-frame-classification": (("audioframeclassification",), media.frame_classification),
+    "xvector": (("xvector",), media.speaker_embedding),
+    "zero-shot-image-classification": (("clipmodel", "zeroshotimageclassification"), media.zero_shot),
+    "masked-image-modeling": (("maskedimagemodeling",), media.masked_image),
+    "pretraining": (("pretraining",), lambda run: (texts.pretraining if "seq_relationship_logits" in run.outputs else media.features)(run)),
+    "features": (("model", "withprojection", "backbone", "featureextraction", "features", "sentencesimilarity"), media.features),
+}
+LONGEST_CELL = 60
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A readable answer: `rows` are records of one kind ("input" counts the inputs, scores are probabilities), `str()` is a table of them."""
+
+    task: str
+    rows: list[Row]
+
+    def __str__(self) -> str:
+        if not self.rows:
+            return "(nothing found)"
+        columns = list(dict.fromkeys(key for row in self.rows for key in row))
+        if all(row.get("input", 0) == 0 for row in self.rows):
+            columns = [column for column in columns if column != "input"]
+        table = [columns, *([_cell(row.get(column, "")) for column in columns] for row in self.rows)]
+        widths = [max(len(line[i]) for line in table) for i in range(len(columns))]
+        right = [isinstance(next((row[c] for row in self.rows if c in row), ""), (int, float)) for c in columns]
+        return "\n".join(_line(line, widths, right) for line in table)
+
+
+def answer(
+    head_or_task: str,
+    config: Mapping[str, Any],
+    inputs: Mapping[str, np.ndarray],
+    outputs: Mapping[str, np.ndarray],
+    processor: Processor | None = None,
+    top_k: int = 5,
+) -> Answer:
+    """The readable answer of one run of a model.
+
+    `head_or_task` is the reference's class name ("BertForMaskedLM"), a head's slug ("masked-lm") or a pipeline task ("fill-mask"); `config` is the
+    model's config.json; `inputs` are best those of `Processor.inputs`, which still know the text; `outputs` go by the reference's names. A class
+    whose head has no readable form of its own is summarised as features. Raises UsageError for an unknown task, a missing output or processor.
+    """
+    if top_k < 1:
+        raise UsageError(f"top_k={top_k}, expected at least 1")
+    task = _task(head_or_task)
+    arrays = {name: np.asarray(value) for name, value in outputs.items()}
+    return Answer(task, HEADS[task][1](Results(config, inputs, arrays, processor, top_k)))
+
+
+def _task(name: str) -> str:
+    spelt = re.sub(r"[^a-z0-9]", "", name.lower())
+    endings = [(ending, task) for task, (names, _) in HEADS.items() for ending in names if spelt.endswith(ending)]
+    if endings:
+        return max(endings, key=lambda item: len(item[0]))[1]
+    if name != name.lower():  # a class of the reference, spelt as one
+        return "features"
+    raise UsageError(f"head or task {name!r} is not known{nearest(name, HEADS)}")
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4f}"
+    if isinstance(value, (list, tuple)):
+        return " ".join(_cell(item) for item in value)
+    text = value if isinstance(value, str) else str(value)
+    text = text if text == text.strip() and text.isprintable() else repr(text)
+    return text if len(text) <= LONGEST_CELL else text[: LONGEST_CELL - 1] + "…"
+
+
+def _line(cells: Iterable[str], widths: list[int], right: list[bool]) -> str:
+    padded = (cell.rjust(width) if numeric else cell.ljust(width) for cell, width, numeric in zip(cells, widths, right, strict=True))
+    return "  ".join(padded).rstrip()

@@ -1,0 +1,48 @@
+"""What every session is: NumPy in, NumPy out, inputs checked by name, rank, dtype and size."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from ..ir.definition import check_inputs
+from ..ir.graph import Graph
+from ..ir.types import NUMPY_DTYPES, Type
+
+
+class Session:
+    """A compiled graph on one target and device.
+
+    `graph` says what goes in and comes out; a target defines `run`, which gets arrays of the graph's dtypes in the graph's order.
+    """
+
+    target = "none"
+
+    def __init__(self, graph: Graph, *, device: str = "cpu", name: str = "the model"):
+        self.graph, self.device, self.name = graph, device, name
+
+    @property
+    def inputs(self) -> dict[str, Type]:
+        """Input types by name."""
+        return {v.name: v.type for v in self.graph.inputs}
+
+    @property
+    def outputs(self) -> dict[str, Type]:
+        """Output types by name."""
+        return {k: v.type for k, v in self.graph.outputs.items()}
+
+    def run(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The outputs for arrays that fit."""
+        raise TypeError(f"{type(self).__name__} does not define run")
+
+    def __call__(self, **inputs: Any) -> dict[str, np.ndarray]:
+        """The outputs by name. InputError names the input that does not fit."""
+        arrays = {k: np.asarray(x) for k, x in inputs.items() if x is not None}
+        check_inputs(self.graph, arrays, self.name)
+        return self.run({k: arrays[k].astype(NUMPY_DTYPES[t.dtype], copy=False) for k, t in self.inputs.items()})
+
+    def __repr__(self) -> str:
+        show = lambda types: ", ".join(f"{k}: {t}" for k, t in types.items())  # noqa: E731
+        return f"<{self.target} session of {self.name} on {self.device}: {show(self.inputs)} -> {show(self.outputs)}>"

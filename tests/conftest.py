@@ -1,0 +1,26 @@
+"""Settings that must hold before any framework is imported, in every test process and in the processes that tests start."""
+
+from __future__ import annotations
+
+import os
+
+_ENVIRONMENT = {
+    # two test workers share two cores: more threads only fight
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "TF_NUM_INTRAOP_THREADS": "1",
+    "TF_NUM_INTEROP_THREADS": "1",
+    # numbers that do not depend on the machine's accelerator
+    "CUDA_VISIBLE_DEVICES": "",
+    "JAX_PLATFORMS": "cpu",
+    "TF_ENABLE_ONEDNN_OPTS": "0",
+    # no chatter, no network; the reference library needs PyTorch only
+    "TF_CPP_MIN_LOG_LEVEL": "3",
+    "HF_HUB_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "USE_TF": "0",
+    "USE_FLAX": "0",
+}
+os.environ.update(_ENVIRONMENT)
