@@ -60,7 +60,7 @@ class Model(Definition):
         return self._remade(weights)
 
     def _remade(self, weights: Weights) -> Model:
-        options = {"usual": self.usual, "always": self.always, "name": self.name}
+        options = {"usual": self.usual, "always": self.always, "flags": self.flags, "name": self.name}
         made = Model.__new__(Model)
         Definition.__init__(made, self.layer, self.inputs, weights, key=self._keys().get, **options)  # type: ignore[arg-type]
         made.config, made.card, made.head, made.folder = self.config, self.card, self.head, self.folder
@@ -153,7 +153,7 @@ def assemble(
     selected = SelectedWeights(weights, stored, new)
     return Model(
         layer, head.inputs_for(config), selected, usual=[k for k in head.usual if k in head.inputs_for(config)], always=always,
-        key=names.key, config=config, card=card, head=name, folder=folder,
+        flags=head.flags(config), key=names.key, config=config, card=card, head=name, folder=folder,
     )  # fmt: skip
 
 

@@ -39,6 +39,8 @@ def resolve(
     Raises UsageError with the next step where there is neither such a folder nor such an id, or where the hub does not give it.
     """
     path = Path(model).expanduser()
+    if not str(model):
+        raise UsageError("model is an empty text, expected a folder or a Hugging Face id")
     if path.is_dir():
         return path
     if path.exists():

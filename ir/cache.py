@@ -30,10 +30,11 @@ class Cache:
         k, v = make()
         return k, v
 
-    def positions(self, length: Size) -> Value:
-        """i64[length]: the places of this call's tokens, counted from the first one ever."""
+    def positions(self, length: Size, most: int) -> Value:
+        """i64[length]: the places of this call's tokens, counted from the first one ever; there are `most` places."""
         from .ops import iota
 
+        current().limit(self.past + length, most)
         return iota(size=length) + self.past
 
     def sizes(self) -> dict[str, Size]:

@@ -56,17 +56,34 @@ def spellings(key: str, prefix: str, base: str, also: Mapping[str, Sequence[str]
 
 
 @dataclass(frozen=True)
+class Part:
+    """One graph of a model that generates: the file it is exported to, the cache it is traced with, and its outputs."""
+
+    file: str
+    cache: str
+    outputs: Sequence[str]
+
+
+GENERATES = (Part("model", "growing", ("logits",)),)
+ENCODES_THEN_GENERATES = (Part("encoder_model", "once", ("encoder_last_hidden_state",)), Part("decoder_model", "growing-slots", ("logits",)))
+
+
+@dataclass(frozen=True)
 class Head:
     """One class of the reference: how it is built, its inputs as type texts, and under which prefix the body's weights lie.
 
-    `inputs` are all it takes, `usual` those that are present unless asked otherwise; both may depend on the configuration.
+    `inputs` are all it takes, and may depend on the configuration; `usual` are those that are present unless asked otherwise. `parts` are the
+    graphs of a head that generates, `names` rows of the name table that only this head has, `flags` arguments that
+    are true or left out, with the input types that they change.
     """
 
     build: Callable[[Any], Layer]
     inputs: Mapping[str, str] | Callable[[Any], Mapping[str, str]]
     usual: Sequence[str] = ()
     prefix: str = ""
-    caches: Mapping[str, str] = field(default_factory=dict)  # file of an export with caches -> the cache it is traced with
+    parts: Sequence[Part] = ()
+    names: Mapping[str, str] = field(default_factory=dict)
+    flags: Callable[[Any], Mapping[str, Mapping[str, str]]] = lambda config: {}
 
     def inputs_for(self, config: Config) -> dict[str, str]:
         """The inputs for a configuration."""
@@ -94,7 +111,7 @@ class Card:
         """The table for one head: `body` stands for where the body's weights lie."""
         prefix = f"{head.prefix}." if head.prefix else ""
         body = {f"body.{ours}": prefix + theirs for ours, theirs in self.names.items()}
-        return Names({**self.names, **body, "body": head.prefix})
+        return Names({**self.names, **body, "body": head.prefix, **head.names})
 
 
 TASKS = {

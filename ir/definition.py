@@ -28,7 +28,8 @@ class Definition:
 
     `inputs` are all that `layer.forward` takes, `usual` those that are present unless asked otherwise. A graph is traced for the set of
     inputs that are present; one left out is None in `forward` and means what the layer makes of that. `always` are globs of outputs on
-    demand that are given without being asked for.
+    demand that are given without being asked for. `flags` are inputs that are true or left out (`return_loss`), each with the types of other
+    inputs that it changes.
     """
 
     def __init__(
@@ -39,12 +40,13 @@ class Definition:
         *,
         usual: Sequence[str] | None = None,
         always: Sequence[str] = (),
+        flags: Mapping[str, Mapping[str, str]] | None = None,
         key: Callable[[str], str] = lambda name: name,
         name: str = "",
     ):
         self.layer, self.inputs, self.weights = layer, dict(inputs), weights
         self.usual = tuple(inputs if usual is None else usual)
-        self.always = tuple(always)
+        self.always, self.flags = tuple(always), dict(flags or {})
         self.name = name or type(layer).__name__
         self.params: list[Param] = name_tree(layer, key)
         self._trace = lru_cache(maxsize=32)(self._traced)
@@ -55,16 +57,26 @@ class Definition:
         Errors: InputError for an unknown input, UsageError for an output that does not exist.
         """
         names = frozenset(self.usual if inputs is None else inputs)
-        if unknown := names - set(self.inputs):
-            name = sorted(unknown)[0]
-            raise InputError(f"{self.name} has no input {name!r}{nearest(name, self.inputs)}")
+        self._check_names(names)
         return self._trace(names, None if outputs is None else tuple(outputs), training, cache)
+
+    def present(self, inputs: Mapping[str, Any]) -> frozenset[str]:
+        """The names of the inputs that are there: neither None nor a flag that is false. InputError for an unknown name."""
+        self._check_names(inputs)
+        return frozenset(k for k, x in inputs.items() if x is not None and not (k in self.flags and x is False))
+
+    def _check_names(self, names: Iterable[str]) -> None:
+        known = [*self.inputs, *self.flags]
+        if unknown := sorted(set(names) - set(known)):
+            raise InputError(f"{self.name} has no input {unknown[0]!r}{nearest(unknown[0], known)}")
 
     def _traced(self, names: frozenset[str], outputs: tuple[str, ...] | None, training: bool, cache: str) -> Graph:
         state = CACHES[cache]() if cache else None
         sizes = (state or Cache()).sizes()
-        present = {k: _substitute(t, sizes) if k in names else None for k, t in self.inputs.items()}
-        graph = trace(self.layer, present, training=training, cache=state)
+        raised = [f for f in self.flags if f in names]
+        types = {**self.inputs, **{k: t for f in raised for k, t in self.flags[f].items()}}
+        present = {k: _substitute(t, sizes) if k in names else None for k, t in types.items()}
+        graph = trace(self.layer, present, dict.fromkeys(raised, True), training=training, cache=state)
         wanted = select(graph.outputs, outputs, self.name, self.always)
         graph.outputs = {k: v for k, v in graph.outputs.items() if k in wanted or k.startswith(("update.", "present."))}
         return graph.pruned()
@@ -108,10 +120,14 @@ def check_inputs(graph: Graph, arrays: Mapping[str, Any], name: str = "the model
     for size, least in graph.bounds.items():
         if size in sizes and sizes[size][0] < least:
             raise InputError(f"input {sizes[size][1]!r} has {size}={sizes[size][0]}, expected at least {least}")
+    known = {k: s for k, (s, _) in sizes.items()}
+    for size, most in graph.limits.items():
+        if size.names() <= set(known) and (got := size.bind(known)) > most:
+            raise InputError(f"{size} is {got}, expected at most {most}: {name} has no more positions")
     for key, type in expected.items():
         for axis, d in enumerate(type.shape):
             if isinstance(d, Dim) and not d.name and d.names() <= set(sizes):
-                want = d.bind({k: s for k, (s, _) in sizes.items()})
+                want = d.bind(known)
                 if want != arrays[key].shape[axis]:
                     raise InputError(f"input {key!r} has {arrays[key].shape[axis]} on axis {axis}, expected {d} = {want}")
 

@@ -93,7 +93,7 @@ def current() -> Graph:
 class Graph:
     """Nodes in order, named inputs and named outputs.
 
-    Equal nodes are merged as they are emitted. `taps` remembers what each layer returned, `bounds` the least value of a named size,
+    Equal nodes are merged as they are emitted. `taps` remembers what each layer returned, `bounds` the least value of a named size, `limits` the most of a size,
     `training` whether dropout and batch statistics are wanted, `cache` how keys and values of earlier calls are kept while tracing.
     """
 
@@ -103,6 +103,7 @@ class Graph:
         self.outputs: dict[str, Value] = {}
         self.taps: dict[str, Value] = {}
         self.bounds: dict[str, int] = dict(like.bounds) if like else {}
+        self.limits: dict[Any, int] = dict(like.limits) if like else {}
         self.training = like.training if like else False
         self.cache: Any = like.cache if like else None
         self.collected: dict[str, list[Value]] = {}
@@ -127,6 +128,13 @@ class Graph:
             type = Type.parse(re.sub(r">=\d+", "", type))
         self.inputs.append(Value(type, name))
         return self.inputs[-1]
+
+    def limit(self, size: Any, most: int) -> None:
+        """Declares that a size is at most that: checked now where it is a number, and else when inputs come."""
+        if not isinstance(size, int):
+            self.limits[size] = min(most, self.limits.get(size, most))
+        elif size > most:
+            raise ShapeError(f"a size is {size}, expected at most {most}\n  in: {self.path}")
 
     def random_key(self) -> Value:
         """The input that randomness is drawn from, declared on first use."""

@@ -71,13 +71,15 @@ def name_tree(layer: Layer, key: Callable[[str], str] = lambda name: name) -> li
     return list(params)
 
 
-def trace(layer: Layer, inputs: Mapping[str, Type | str | None], *, training: bool = False, cache: Cache | None = None) -> Graph:
-    """The graph of a layer for inputs by name; None is an input that is left out. Outputs are flattened to dotted names."""
+def trace(
+    layer: Layer, inputs: Mapping[str, Type | str | None], static: Mapping[str, Any] | None = None, *, training: bool = False, cache: Cache | None = None
+) -> Graph:
+    """The graph of a layer for inputs by name and static arguments; None is an input left out. Outputs are flattened to dotted names."""
     graph = Graph()
     graph.training, graph.cache = training, cache or NoCache()
     with graph.tracing():
         values = {k: None if t is None else graph.input(k, t) for k, t in inputs.items()}
-        result = layer(**values)
+        result = layer(**values, **(static or {}))
         graph.outputs = {**flatten(result if isinstance(result, dict) else {"output": result}), **graph.outputs}
     graph.path = ""
     return graph

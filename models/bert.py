@@ -30,7 +30,7 @@ from ..ir.layers import (
     Vocabulary,
     key_mask,
     label_type,
-    on_demand,
+    rest,
     run_blocks,
     text_inputs,
     with_choices,
@@ -100,14 +100,14 @@ class BertEmbeddings(Layer):
         n = c.hidden_size
         self.words, self.positions, self.segments = Embedding(c.vocab_size, n), Embedding(c.max_position_embeddings, n), Embedding(c.type_vocab_size, n)
         self.norm, self.dropout = LayerNorm(n, c.layer_norm_eps), Dropout(c.hidden_dropout_prob)
-        self.absolute = c.position_embedding_type == "absolute"
+        self.absolute, self.most = c.position_embedding_type == "absolute", c.max_position_embeddings
 
     def forward(self, input_ids: Value | None, token_type_ids: Value | None, position_ids: Value | None, inputs_embeds: Value | None) -> Value:
         """[batch seq n]; segment 0 and positions from 0 where none are given."""
         x = self.words(input_ids) if inputs_embeds is None else inputs_embeds
         x = x + (self.segments.weight[0] if token_type_ids is None else self.segments(token_type_ids))
         if self.absolute:
-            x = x + self.positions(current().cache.positions(x.shape[1]) if position_ids is None else position_ids)
+            x = x + self.positions(current().cache.positions(x.shape[1], self.most) if position_ids is None else position_ids)
         return self.dropout(self.norm(x))
 
 
@@ -152,7 +152,7 @@ class PreTraining(Layer):
         words, follows = self.vocabulary(self.transform(out["last_hidden_state"])), self.next(out["pooler_output"])
         given = labels is not None and next_sentence_label is not None
         loss = ops.cross_entropy(words, labels) + ops.cross_entropy(follows, next_sentence_label) if given else None
-        return {"loss": loss, "prediction_logits": words, "seq_relationship_logits": follows, **on_demand(out)}
+        return {"loss": loss, "prediction_logits": words, "seq_relationship_logits": follows, **rest(out)}
 
 
 class NextSentence(Layer):
@@ -165,7 +165,7 @@ class NextSentence(Layer):
         """-> logits [batch 2]: class 0 is that it follows."""
         out = self.body(**inputs)
         logits = self.next(out["pooler_output"])
-        return {"loss": None if labels is None else ops.cross_entropy(logits, labels), "logits": logits, **on_demand(out)}
+        return {"loss": None if labels is None else ops.cross_entropy(logits, labels), "logits": logits, **rest(out)}
 
 
 def _words(c: BertConfig, body: Bert) -> dict[str, Layer]:
@@ -207,7 +207,7 @@ _HEADS = {
     "BertForMultipleChoice": _head(lambda c: MultipleChoice(Bert(c), c.hidden_size, c.head_dropout), choices=True, labels="i64[batch]"),
     "BertForTokenClassification": _head(lambda c: TokenClassifier(Bert(c, pool=False), c.hidden_size, c.labels, c.head_dropout), labels="i64[batch seq]"),
     "BertForQuestionAnswering": _head(
-        lambda c: SpanClassifier(Bert(c, pool=False), c.hidden_size), start_positions="i64[batch]", end_positions="i64[batch]"
+        lambda c: SpanClassifier(Bert(c, pool=False), c.hidden_size, c.labels), start_positions="i64[batch]", end_positions="i64[batch]"
     ),
 }
 

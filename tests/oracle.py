@@ -109,7 +109,8 @@ class Case:
             if not path.exists():
                 _write_gradients(self, path)
         stored = _read(path)
-        return Gradients({k[5:]: float(v) for k, v in stored.items() if k.startswith("loss/")}, {k[5:]: v for k, v in stored.items() if k.startswith("grad/")})
+        losses = {k[5:]: float(v) for k, v in stored.items() if k.startswith("loss/")}
+        return Gradients(losses, {k[5:]: v for k, v in stored.items() if k.startswith("grad/")})
 
 
 def case(spec: str, head: str, config: dict[str, Any] | None = None, inputs: dict[str, Any] | None = None, seed: int = 0) -> Case:
@@ -209,11 +210,11 @@ def _model(request: dict[str, Any]) -> Any:
     config = kind.config_class.from_dict(configure(request["spec"], head, request["config"]), attn_implementation="eager")
     torch.manual_seed(request["seed"])
     model = kind(config).eval()
-    _redraw(model, request["seed"])
+    _redraw(model, request["seed"], request["inputs"].get("gain", {}))
     return model
 
 
-def _redraw(model: Any, seed: int) -> None:
+def _redraw(model: Any, seed: int, gain: dict[str, float]) -> None:
     torch = importlib.import_module("torch")
     generator = torch.Generator().manual_seed(seed + 1000)
     with torch.no_grad():
@@ -228,6 +229,8 @@ def _redraw(model: Any, seed: int) -> None:
                 weight.add_(0.2 * noise)
             else:
                 weight.copy_(noise * min(0.2, weight[0].numel() ** -0.5))
+            for suffix, factor in gain.items():
+                weight.mul_(factor if name.endswith(suffix) else 1.0)
 
 
 def _calibrate(model: Any, request: dict[str, Any]) -> None:
@@ -260,7 +263,7 @@ def _run(model: Any, inputs: Arrays, options: dict[str, Any], wide: bool = False
     torch = importlib.import_module("torch")
     takes = inspect.signature(type(model).forward).parameters
     asked = {"output_hidden_states": True, "output_attentions": options.get("attentions", True), "return_dict": True, "use_cache": False}
-    asked = {name: value for name, value in asked.items() if name in takes or "kwargs" in takes and name.startswith("output")}
+    asked = {name: value for name, value in asked.items() if name in takes or ("kwargs" in takes and name.startswith("output"))}
     model, tensors = copy.deepcopy(model), {name: torch.from_numpy(array.copy()) for name, array in inputs.items()}
     if wide:
         model, tensors = model.double(), {name: t.double() if t.is_floating_point() else t for name, t in tensors.items()}
@@ -268,7 +271,7 @@ def _run(model: Any, inputs: Arrays, options: dict[str, Any], wide: bool = False
             if hasattr(module, "reorder_and_upcast_attn"):
                 module.reorder_and_upcast_attn = False  # the same mathematics, but insists on float32
     with torch.no_grad(), _widening(torch) if wide else nullcontext():
-        return {name: t.numpy().copy() for name, t in _flatten(model(**tensors, **asked, **options.get("flags", {})))}
+        return {name: t.numpy().copy() for name, t in flatten(model(**tensors, **asked, **options.get("flags", {})))}
 
 
 @contextmanager
@@ -293,7 +296,8 @@ def _widening(torch: Any) -> Iterator[None]:
         torch.set_default_dtype(torch.float32)
 
 
-def _flatten(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+def flatten(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted name, tensor) for every tensor in the reference's nested outputs."""
     if hasattr(value, "items"):
         value = value.items()
     elif isinstance(value, (tuple, list)):
@@ -303,7 +307,7 @@ def _flatten(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
             yield name, value.detach()
         return
     for key, item in value:
-        yield from _flatten(item, f"{name}.{key}" if name else str(key))
+        yield from flatten(item, f"{name}.{key}" if name else str(key))
 
 
 def _build(request: dict[str, Any], folder: Path) -> None:

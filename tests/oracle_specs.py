@@ -1,9 +1,10 @@
 """The eight architectures as the reference library spells them: heads, tiny configurations, random inputs, and labels for every loss.
 
 Sizes are chosen so that no two axes of an output have the same length by chance: `Case.live` finds the padded axis by its length.
-Input options: batch, text_batch, length, target_length, choices, samples, height, width, pad ("right", "left" or "none"), pad_count, token_types, positions,
-decoder (give decoder_input_ids though the head could derive them), decoder_mask, masked_frames, drop (input names left out), loss_drop (names left out where
-labels are given), attentions (False: do not ask the reference for them), flags (arguments of `forward` that are no tensors).
+Input options: batch, text_batch, length, target_length, choices, samples, height, width, pad ("right", "left" or "none"), pad_count, token_types,
+positions, decoder (give decoder_input_ids though the head could derive them), decoder_mask, masked_frames, drop (input names left out), loss_drop
+(names left out where labels are given), attentions (False: the reference is not asked for them), gain (factors for weights by the end of their
+names), flags (arguments of `forward` that are no tensors).
 """
 
 from __future__ import annotations
@@ -29,14 +30,14 @@ class Spec:
     inputs: Callable[[Any, str, np.random.Generator, Options], Arrays]
 
 
-def padded_tokens(rng: np.random.Generator, shape: tuple[int, ...], vocab: int, pad_id: int | None, options: Options) -> tuple[np.ndarray, np.ndarray]:
+def padded_tokens(rng: np.random.Generator, shape: tuple[int, ...], vocab: int, pad_id: int | None, options: Options) -> list[np.ndarray]:
     """Token ids and their mask; the last row of the batch is padded."""
     ids, mask = rng.integers(FIRST_TOKEN, vocab, shape), np.ones(shape, np.int64)
     side, count = options.get("pad", "right"), options.get("pad_count", 3)
     if side != "none" and shape[-1] >= count:
         mask[-1, ..., slice(-count, None) if side == "right" else slice(0, count)] = 0
         ids[mask == 0] = pad_id or 0
-    return ids, mask
+    return [ids, mask]
 
 
 def last_live(mask: np.ndarray) -> np.ndarray:
@@ -72,7 +73,7 @@ def t5_inputs(config: Any, head: str, rng: np.random.Generator, options: Options
         ids[np.arange(shape[0]), last_live(mask)] = config.eos_token_id
     inputs = {"input_ids": ids, "attention_mask": mask}
     derived = head in ("T5ForSequenceClassification", "T5ForQuestionAnswering")
-    if head in ("T5Model", "T5ForConditionalGeneration") or derived and options.get("decoder"):
+    if head in ("T5Model", "T5ForConditionalGeneration") or (derived and options.get("decoder")):
         target = shape if derived else target
         inputs["decoder_input_ids"] = rng.integers(FIRST_TOKEN, config.vocab_size, target)
         if options.get("decoder_mask"):
@@ -162,7 +163,7 @@ def _token_labels(inputs: Arrays, name: str, count: int, rng: np.random.Generato
 
 def _class_labels(config: Any, batch: int, rng: np.random.Generator) -> np.ndarray:
     """Labels of a classification head for the configured problem type."""
-    if config.problem_type == "regression" or config.problem_type is None and config.num_labels == 1:
+    if config.problem_type == "regression" or (config.problem_type is None and config.num_labels == 1):
         return rng.standard_normal((batch, config.num_labels) if config.num_labels > 1 else (batch,)).astype(np.float32)
     if config.problem_type == "multi_label_classification":
         return (rng.random((batch, config.num_labels)) < 0.5).astype(np.float32)
@@ -188,7 +189,8 @@ def labels(head: str, config: Any, inputs: Arrays, rng: np.random.Generator) -> 
         return {}
     if head == "CLIPModel":
         return {"return_loss": True} if len(inputs["input_ids"]) == len(inputs["pixel_values"]) else None
-    if config.num_labels == 0 or head.endswith(("Backbone", "WithProjection")) or head == "Wav2Vec2ForMaskedLM" or head.endswith("Model") and "Head" not in head:
+    plain = head.endswith(("Backbone", "WithProjection")) or (head.endswith("Model") and "Head" not in head)
+    if plain or head == "Wav2Vec2ForMaskedLM" or config.num_labels == 0:
         return None
     if "input_values" in inputs:
         return _audio_labels(head, config, inputs, rng)
@@ -214,37 +216,70 @@ def labels(head: str, config: Any, inputs: Arrays, rng: np.random.Generator) -> 
 
 _TEXT = {"vocab_size": 99, "num_labels": 5}
 _TOWER = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 37}
-_BERT_HEADS = ("PreTraining", "MaskedLM", "NextSentencePrediction", "SequenceClassification", "MultipleChoice", "TokenClassification", "QuestionAnswering")
-_W2V_HEADS = ("PreTraining", "MaskedLM", "CTC", "SequenceClassification", "AudioFrameClassification", "XVector")
+_COMMON_HEADS = ("SequenceClassification", "TokenClassification", "QuestionAnswering")
+_BERT_HEADS = ("PreTraining", "MaskedLM", "NextSentencePrediction", "MultipleChoice", *_COMMON_HEADS)
+_AUDIO_HEADS = ("PreTraining", "MaskedLM", "CTC", "SequenceClassification", "AudioFrameClassification", "XVector")
+_CLIP_HEADS = ("Model", "TextModel", "TextModelWithProjection", "VisionModel", "VisionModelWithProjection")
 
 SPECS: dict[str, Spec] = {
-    "bert": Spec("bert", ("BertModel", "BertLMHeadModel", *(f"BertFor{h}" for h in _BERT_HEADS)),
-                 {**_TEXT, **_TOWER, "max_position_embeddings": 64, "type_vocab_size": 3}, text_inputs),
-    "gpt2": Spec("gpt2", ("GPT2Model", "GPT2LMHeadModel", "GPT2DoubleHeadsModel", "GPT2ForSequenceClassification", "GPT2ForTokenClassification",
-                          "GPT2ForQuestionAnswering"),
-                 {**_TEXT, "n_positions": 64, "n_embd": 32, "n_layer": 2, "n_head": 4, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}, text_inputs),
-    "t5": Spec("t5", ("T5Model", "T5ForConditionalGeneration", "T5EncoderModel", "T5ForSequenceClassification", "T5ForTokenClassification",
-                      "T5ForQuestionAnswering"),
-               {**_TEXT, "d_model": 32, "d_kv": 8, "d_ff": 37, "num_layers": 2, "num_decoder_layers": 3, "num_heads": 4, "relative_attention_num_buckets": 8,
-                "relative_attention_max_distance": 16, "decoder_start_token_id": 0}, t5_inputs),
-    "vit": Spec("vit", ("ViTModel", "ViTForMaskedImageModeling", "ViTForImageClassification"),
-                {**_TOWER, "image_size": 32, "patch_size": 8, "encoder_stride": 8, "num_labels": 5}, image_inputs),
-    "resnet": Spec("resnet", ("ResNetModel", "ResNetForImageClassification", "ResNetBackbone"),
-                   {"embedding_size": 8, "hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 2, 1], "num_labels": 5, "out_features": ["stage2", "stage4"]},
-                   image_inputs),
-    "wav2vec2": Spec("wav2vec2", ("Wav2Vec2Model", *(f"Wav2Vec2For{h}" for h in _W2V_HEADS)),
-                     {**_TOWER, "conv_dim": [16, 16, 16, 16], "conv_stride": [5, 2, 2, 2], "conv_kernel": [10, 3, 3, 2], "num_conv_pos_embeddings": 16,
-                      "num_conv_pos_embedding_groups": 4, "vocab_size": 33, "classifier_proj_size": 20, "tdnn_dim": [16, 16, 24], "tdnn_kernel": [3, 3, 1],
-                      "tdnn_dilation": [1, 2, 1], "xvector_output_dim": 12, "num_codevectors_per_group": 60, "num_codevector_groups": 2,
-                      "codevector_dim": 16, "proj_codevector_dim": 12, "num_labels": 5}, audio_inputs),
-    "clip": Spec("clip", ("CLIPModel", "CLIPTextModel", "CLIPTextModelWithProjection", "CLIPVisionModel", "CLIPVisionModelWithProjection",
-                          "CLIPForImageClassification"),
-                 {"projection_dim": 24, "num_labels": 5,
-                  "text_config": {**_TOWER, "vocab_size": 99, "max_position_embeddings": 64, "projection_dim": 24, "bos_token_id": 96, "eos_token_id": 97},
-                  "vision_config": {**_TOWER, "hidden_size": 40, "image_size": 32, "patch_size": 8, "projection_dim": 24}}, clip_inputs),
-    "swin": Spec("swin", ("SwinModel", "SwinForMaskedImageModeling", "SwinForImageClassification", "SwinBackbone"),
-                 {"image_size": 32, "patch_size": 2, "embed_dim": 8, "depths": [1, 2, 1], "num_heads": [2, 2, 4], "window_size": 4, "mlp_ratio": 2.0,
-                  "encoder_stride": 8, "num_labels": 5, "out_features": ["stage1", "stage3"]}, image_inputs),
+    "bert": Spec(
+        "bert",
+        ("BertModel", "BertLMHeadModel", *(f"BertFor{head}" for head in _BERT_HEADS)),
+        {**_TEXT, **_TOWER, "max_position_embeddings": 64, "type_vocab_size": 3},
+        text_inputs,
+    ),
+    "gpt2": Spec(
+        "gpt2",
+        ("GPT2Model", "GPT2LMHeadModel", "GPT2DoubleHeadsModel", *(f"GPT2For{head}" for head in _COMMON_HEADS)),
+        {**_TEXT, "n_positions": 64, "n_embd": 32, "n_layer": 2, "n_head": 4, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2},
+        text_inputs,
+    ),
+    "t5": Spec(
+        "t5",
+        ("T5Model", "T5EncoderModel", "T5ForConditionalGeneration", *(f"T5For{head}" for head in _COMMON_HEADS)),
+        {**_TEXT, "d_model": 32, "d_kv": 8, "d_ff": 37, "num_layers": 2, "num_decoder_layers": 3, "num_heads": 4, "decoder_start_token_id": 0}
+        | {"relative_attention_num_buckets": 8, "relative_attention_max_distance": 16},
+        t5_inputs,
+    ),
+    "vit": Spec(
+        "vit",
+        ("ViTModel", "ViTForMaskedImageModeling", "ViTForImageClassification"),
+        {**_TOWER, "image_size": 32, "patch_size": 8, "encoder_stride": 8, "num_labels": 5},
+        image_inputs,
+    ),
+    "resnet": Spec(
+        "resnet",
+        ("ResNetModel", "ResNetForImageClassification", "ResNetBackbone"),
+        {"embedding_size": 8, "hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 2, 1], "out_features": ["stage2", "stage4"], "num_labels": 5},
+        image_inputs,
+    ),
+    "wav2vec2": Spec(
+        "wav2vec2",
+        ("Wav2Vec2Model", *(f"Wav2Vec2For{head}" for head in _AUDIO_HEADS)),
+        {**_TOWER, "conv_dim": [16, 16, 16, 16], "conv_stride": [5, 2, 2, 2], "conv_kernel": [10, 3, 3, 2], "vocab_size": 33, "num_labels": 5}
+        | {"num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 4, "classifier_proj_size": 20, "xvector_output_dim": 12}
+        | {"tdnn_dim": [16, 16, 24], "tdnn_kernel": [3, 3, 1], "tdnn_dilation": [1, 2, 1]}
+        | {"num_codevectors_per_group": 60, "num_codevector_groups": 2, "codevector_dim": 16, "proj_codevector_dim": 12},
+        audio_inputs,
+    ),
+    "clip": Spec(
+        "clip",
+        (*(f"CLIP{head}" for head in _CLIP_HEADS), "CLIPForImageClassification"),
+        {
+            "text_config": {**_TOWER, "vocab_size": 99, "max_position_embeddings": 64, "projection_dim": 24, "bos_token_id": 96, "eos_token_id": 97},
+            "vision_config": {**_TOWER, "hidden_size": 40, "image_size": 32, "patch_size": 8, "projection_dim": 24},
+            "projection_dim": 24,
+            "num_labels": 5,
+        },
+        clip_inputs,
+    ),
+    "swin": Spec(
+        "swin",
+        ("SwinModel", "SwinForMaskedImageModeling", "SwinForImageClassification", "SwinBackbone"),
+        {"image_size": 32, "patch_size": 2, "embed_dim": 8, "depths": [1, 2, 1], "num_heads": [2, 2, 4], "window_size": 4, "mlp_ratio": 2.0}
+        | {"encoder_stride": 8, "out_features": ["stage1", "stage3"], "num_labels": 5},
+        image_inputs,
+    ),
 }
 
 
@@ -261,3 +296,9 @@ def configure(spec: str, head: str, overrides: dict[str, Any]) -> dict[str, Any]
     for key, value in overrides.items():
         config[key] = {**config.get(key, {}), **value} if isinstance(value, dict) else value
     return config
+
+
+def config_json(spec: str, head: str, overrides: dict[str, Any]) -> dict[str, Any]:
+    """What config.json would hold for this head; for configurations that the reference refuses to write."""
+    tower = "_text_model" if "Text" in head else "_vision_model" if "Vision" in head else ""
+    return {"model_type": spec + tower, "architectures": [head], **configure(spec, head, overrides)}

@@ -193,3 +193,15 @@ class Mlp(Layer):
     def forward(self, x: Value) -> Value:
         """[... n] -> [... n]."""
         return self.dropout(self.down(self.inner_dropout(self.activation(self.up(x)))))
+
+
+class GatedMlp(Layer):
+    """down(activation(gate(x)) * linear(x)) (https://arxiv.org/abs/2002.05202)."""
+
+    def __init__(self, gate: Layer, linear: Layer, down: Layer, activation: Activation, *, inner_dropout: float = 0.0, dropout: float = 0.0):
+        self.gate, self.linear, self.down, self.activation = gate, linear, down, activation
+        self.inner_dropout, self.dropout = Dropout(inner_dropout), Dropout(dropout)
+
+    def forward(self, x: Value) -> Value:
+        """[... n] -> [... n]."""
+        return self.dropout(self.down(self.inner_dropout(self.activation(self.gate(x)) * self.linear(x))))

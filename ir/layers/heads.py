@@ -6,6 +6,7 @@ from typing import Any
 
 from .. import ops
 from ..config import Config
+from ..errors import ConfigError
 from ..graph import Param, Value
 from ..layer import Layer
 from .basic import Activation, Dropout, Embedding, LayerNorm, Linear
@@ -24,9 +25,9 @@ def text_inputs(n: int, *, token_types: bool = True, memory: int | None = None) 
     return inputs
 
 
-def on_demand(outputs: Outputs) -> Outputs:
-    """What a head passes on from its body: lists of hidden states and attention weights."""
-    return {k: v for k, v in outputs.items() if isinstance(v, list)}
+def rest(outputs: Outputs) -> Outputs:
+    """What a head passes on from its body: lists of hidden states and attention weights, and an encoder's last state."""
+    return {k: v for k, v in outputs.items() if isinstance(v, list) or k == "encoder_last_hidden_state"}
 
 
 def problem_of(config: Config) -> str:
@@ -103,22 +104,22 @@ class LanguageModel(Layer):
         x = out["last_hidden_state"]
         logits = self.vocabulary(x if self.transform is None else self.transform(x))
         loss = None if labels is None else (causal_loss if self.causal else ops.cross_entropy)(logits, labels)
-        return {"loss": loss, "logits": logits, **on_demand(out)}
+        return {"loss": loss, "logits": logits, **rest(out)}
 
 
 class SequenceClassifier(Layer):
-    """One decision for a sequence or image, from the body's pooled output or what `pool` makes of its outputs."""
+    """One decision for a sequence or image, from the body's pooled output or what `pool` makes of its outputs and the inputs."""
 
-    def __init__(self, body: Layer, classifier: Layer, config: Config, dropout: float = 0.0, pool: Any = lambda out: out["pooler_output"]):
+    def __init__(self, body: Layer, classifier: Layer, config: Config, dropout: float = 0.0, pool: Any = lambda out, inputs: out["pooler_output"]):
         self.body, self.dropout, self.classifier = body, Dropout(dropout), classifier
         self.config, self.pool = config, pool
 
     def forward(self, labels: Value | None = None, **inputs: Value | None) -> Outputs:
         """-> logits [batch labels], loss where labels are given."""
         out = self.body(**inputs)
-        logits = self.classifier(self.dropout(self.pool(out)))
+        logits = self.classifier(self.dropout(self.pool(out, inputs)))
         loss = None if labels is None else classification_loss(logits, labels, self.config)
-        return {"loss": loss, "logits": logits, **on_demand(out)}
+        return {"loss": loss, "logits": logits, **rest(out)}
 
 
 class TokenClassifier(Layer):
@@ -131,13 +132,15 @@ class TokenClassifier(Layer):
         """-> logits [batch seq labels], loss where labels are given (-100 is ignored)."""
         out = self.body(**inputs)
         logits = self.classifier(self.dropout(out["last_hidden_state"]))
-        return {"loss": None if labels is None else ops.cross_entropy(logits, labels), "logits": logits, **on_demand(out)}
+        return {"loss": None if labels is None else ops.cross_entropy(logits, labels), "logits": logits, **rest(out)}
 
 
 class SpanClassifier(Layer):
     """Where an answer starts and ends."""
 
-    def __init__(self, body: Layer, n: int, dropout: float = 0.0):
+    def __init__(self, body: Layer, n: int, labels: int = 2, dropout: float = 0.0):
+        if labels != 2:
+            raise ConfigError(f"num_labels is {labels}, expected 2 for question answering: where the answer starts and where it ends")
         self.body, self.dropout, self.qa_outputs = body, Dropout(dropout), Linear(n, 2)
 
     def forward(self, start_positions: Value | None = None, end_positions: Value | None = None, **inputs: Value | None) -> Outputs:
@@ -148,7 +151,7 @@ class SpanClassifier(Layer):
         loss = None
         if start_positions is not None and end_positions is not None:
             loss = (_position_loss(start, start_positions) + _position_loss(end, end_positions)) / 2.0
-        return {"loss": loss, "start_logits": start, "end_logits": end, **on_demand(out)}
+        return {"loss": loss, "start_logits": start, "end_logits": end, **rest(out)}
 
 
 def _position_loss(logits: Value, positions: Value) -> Value:
@@ -167,7 +170,7 @@ class MultipleChoice(Layer):
         first = next(x for x in inputs.values() if x is not None)
         out = self.body(**{k: None if x is None else ops.view(x, (x.shape[0] * x.shape[1], *x.shape[2:])) for k, x in inputs.items()})
         logits = ops.view(self.classifier(self.dropout(out["pooler_output"])), first.shape[:2])
-        return {"loss": None if labels is None else ops.cross_entropy(logits, labels), "logits": logits, **on_demand(out)}
+        return {"loss": None if labels is None else ops.cross_entropy(logits, labels), "logits": logits, **rest(out)}
 
 
 def with_choices(inputs: dict[str, str]) -> dict[str, str]:

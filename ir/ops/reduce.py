@@ -28,18 +28,23 @@ def _reduced(dtype=None, kind="any"):
     return rule
 
 
-def _reduction(name, function, doc, kind="any"):
+def _sum_rule(x, *, axis, keep=False):
+    expects(x.dtype != "bool", f"x is {x}, expected numbers; cast first")
+    return _reduced()(x, axis=axis, keep=keep)
+
+
+def _reduction(name, function, doc, rule):
     def reference(x, *, axis, keep=False):
         return function(x, axis=axis, keepdims=keep).astype(x.dtype)  # NumPy widens sums of short integers
 
     reference.__name__, reference.__doc__ = name, doc
-    return Op(reference, _reduced(kind=kind))
+    return Op(reference, rule)
 
 
-sum = _reduction("sum", np.sum, "Sum along `axis` (one or several); `keep` leaves it as size 1.")
-mean = _reduction("mean", np.mean, "Mean along `axis` (one or several); `keep` leaves it as size 1.", kind="float")
-max = _reduction("max", np.max, "Largest along `axis` (one or several); `keep` leaves it as size 1.")
-min = _reduction("min", np.min, "Smallest along `axis` (one or several); `keep` leaves it as size 1.")
+sum = _reduction("sum", np.sum, "Sum along `axis` (one or several); `keep` leaves it as size 1.", _sum_rule)
+mean = _reduction("mean", np.mean, "Mean along `axis` (one or several); `keep` leaves it as size 1.", _reduced(kind="float"))
+max = _reduction("max", np.max, "Largest along `axis` (one or several); `keep` leaves it as size 1.", _reduced())
+min = _reduction("min", np.min, "Smallest along `axis` (one or several); `keep` leaves it as size 1.", _reduced())
 
 
 @op(_reduced("bool", kind="bool"))

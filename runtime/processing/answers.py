@@ -17,24 +17,24 @@ from .results import Results, Row
 if TYPE_CHECKING:
     from .processor import Processor
 
-# How the class names of the reference end, and the names of its tasks, all spelt in lower case without punctuation; the longest ending counts.
+# By slug; a class of the reference is found by how its name ends, a pipeline's task by the other names, spelt in lower case without punctuation.
 HEADS: dict[str, tuple[tuple[str, ...], Callable[[Results], list[Row]]]] = {
     "classification": (("sequenceclassification", "imageclassification", "textclassification", "audioclassification"), media.classification),
-    "token-classification": (("tokenclassification", "ner"), texts.token_classification),
-    "question-answering": (("questionanswering",), texts.question_answering),
-    "masked-lm": (("maskedlm", "fillmask"), texts.masked_lm),
-    "causal-lm": (("lmheadmodel", "causallm", "textgeneration", "lmhead"), texts.language_model),
-    "conditional-generation": (("conditionalgeneration", "text2textgeneration", "seq2seqlm"), texts.language_model),
-    "next-sentence-prediction": (("nextsentenceprediction",), texts.next_sentence),
-    "multiple-choice": (("multiplechoice",), texts.multiple_choice),
-    "double-heads": (("doubleheads", "doubleheadsmodel"), texts.double_heads),
-    "ctc": (("ctc", "automaticspeechrecognition"), media.transcription),
-    "audio-frame-classification": (("audioframeclassification",), media.frame_classification),
-    "xvector": (("xvector",), media.speaker_embedding),
-    "zero-shot-image-classification": (("clipmodel", "zeroshotimageclassification"), media.zero_shot),
-    "masked-image-modeling": (("maskedimagemodeling",), media.masked_image),
-    "pretraining": (("pretraining",), lambda run: (texts.pretraining if "seq_relationship_logits" in run.outputs else media.features)(run)),
-    "features": (("model", "withprojection", "backbone", "featureextraction", "features", "sentencesimilarity"), media.features),
+    "token-classification": (("ner",), texts.token_classification),
+    "question-answering": ((), texts.question_answering),
+    "masked-lm": (("fillmask",), texts.masked_lm),
+    "causal-lm": (("lmheadmodel", "lmhead", "textgeneration"), texts.language_model),
+    "conditional-generation": (("text2textgeneration", "seq2seqlm"), texts.language_model),
+    "next-sentence-prediction": ((), texts.next_sentence),
+    "multiple-choice": ((), texts.multiple_choice),
+    "double-heads": (("doubleheadsmodel",), texts.double_heads),
+    "ctc": (("automaticspeechrecognition",), media.transcription),
+    "audio-frame-classification": ((), media.frame_classification),
+    "xvector": ((), media.speaker_embedding),
+    "zero-shot-image-classification": (("clipmodel",), media.zero_shot),
+    "masked-image-modeling": ((), media.masked_image),
+    "pretraining": ((), lambda run: (texts.pretraining if "seq_relationship_logits" in run.outputs else media.features)(run)),
+    "features": (("model", "withprojection", "backbone", "featureextraction", "sentencesimilarity"), media.features),
 }
 LONGEST_CELL = 60
 
@@ -80,13 +80,18 @@ def answer(
 
 
 def _task(name: str) -> str:
-    spelt = re.sub(r"[^a-z0-9]", "", name.lower())
-    endings = [(ending, task) for task, (names, _) in HEADS.items() for ending in names if spelt.endswith(ending)]
+    """The slug of the head whose name the given one ends with, the longest of several."""
+    spelt = _spelt(name)
+    endings = [(ending, task) for task, (names, _) in HEADS.items() for ending in (_spelt(task), *names) if spelt.endswith(ending)]
     if endings:
         return max(endings, key=lambda item: len(item[0]))[1]
     if name != name.lower():  # a class of the reference, spelt as one
         return "features"
     raise UsageError(f"head or task {name!r} is not known{nearest(name, HEADS)}")
+
+
+def _spelt(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
 def _cell(value: Any) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import gcd
 from pathlib import Path
@@ -53,14 +53,14 @@ class AudioProcessor:
             padding_side=settings.get("padding_side", "right"),
         )
 
-    def inputs(self, audio: AudioSource | Sequence[AudioSource]) -> Inputs:
+    def inputs(self, audio: AudioSource | list[AudioSource]) -> Inputs:
         """Waveforms of one or several recordings, padded to one length.
 
         Gives `input_values` float32 and, where the model wants one, `attention_mask` int64, both [batch samples]. A recording is the name of
         a WAV file, an array of samples at the model's rate, or a pair of an array and its rate in Hz; several channels are averaged, another rate is
         resampled, with a note. Raises UsageError for a missing file, MediaError for a corrupt one, InputError for a recording without samples.
         """
-        sources = list(audio) if isinstance(audio, list) else [audio]
+        sources = audio if isinstance(audio, list) else [audio]
         if not sources:
             raise InputError("audio is an empty list, expected at least one recording")
         result = Inputs()

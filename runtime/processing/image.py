@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -82,13 +82,13 @@ class ImageProcessor:
             source=source,
         )
 
-    def inputs(self, image: ImageSource | Sequence[ImageSource]) -> Inputs:
+    def inputs(self, image: ImageSource | list[ImageSource]) -> Inputs:
         """Pixel values of one or several images: `pixel_values` float32 [batch channels height width].
 
         An image is a file name, a PIL image, or an array of uint8 [height width channels]. Raises UsageError for a missing file, MediaError for one
         that is not an image, InputError for arrays of another shape or images that do not become of one size.
         """
-        images = list(image) if isinstance(image, (list, tuple)) else [image]
+        images = image if isinstance(image, list) else [image]
         if not images:
             raise InputError("image is an empty list, expected at least one image")
         arrays = [self._pixels(source) for source in images]
@@ -117,21 +117,32 @@ class ImageProcessor:
 
 def read_image(source: ImageSource, channels: int = 3) -> Image:
     """The picture in a file, array or PIL image, upright, in RGB (grey for one channel); of several frames the first."""
-    from PIL import Image, ImageOps
+    from PIL import Image
 
     if isinstance(source, np.ndarray):
-        return _from_array(source).convert("RGB" if channels == 3 else "L")
-    name = f"image of {type(source).__name__}" if isinstance(source, Image.Image) else str(existing(source, "image"))
+        return _upright(_from_array(source), channels, "image array")
+    if isinstance(source, Image.Image):
+        return _upright(source, channels, "image")
+    path = existing(source, "image")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = source if isinstance(source, Image.Image) else Image.open(source)
-            return ImageOps.exif_transpose(image).convert("RGB" if channels == 3 else "L")
+            image = Image.open(path)
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        raise MediaError(f"{name}: too large to be an image that is meant: {error}") from error
+        raise MediaError(f"{path}: too large to be an image that is meant: {error}") from error
     except Image.UnidentifiedImageError as error:
-        raise MediaError(f"{name}: not an image; expected PNG, JPEG, WebP, GIF, BMP, TIFF or another format that Pillow reads") from error
-    except (OSError, SyntaxError, ValueError, EOFError) as error:  # what Pillow's decoders raise for files that are cut or corrupt
+        raise MediaError(f"{path}: not an image; expected PNG, JPEG, WebP, GIF, BMP, TIFF or another format that Pillow reads") from error
+    with image:
+        return _upright(image, channels, str(path))
+
+
+def _upright(image: Image, channels: int, name: str) -> Image:
+    """The image turned as its EXIF tag says; MediaError where its data is cut or corrupt."""
+    from PIL import ImageOps
+
+    try:
+        return ImageOps.exif_transpose(image).convert("RGB" if channels == 3 else "L")
+    except (OSError, SyntaxError, ValueError, EOFError) as error:  # what Pillow's decoders raise, which read the pixels only here
         raise MediaError(f"{name}: corrupt image: {error}") from error
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -63,8 +63,8 @@ class Processor:
         *,
         text: Texts | None = None,
         pair: Texts | None = None,
-        image: ImageSource | Sequence[ImageSource] | None = None,
-        audio: AudioSource | Sequence[AudioSource] | None = None,
+        image: ImageSource | list[ImageSource] | None = None,
+        audio: AudioSource | list[AudioSource] | None = None,
         **options: Any,
     ) -> Inputs:
         """The model's inputs for raw ones: `input_ids` and its masks for `text`, `pixel_values` for `image`, `input_values` for `audio`.

@@ -204,6 +204,7 @@ def _table(folder: Path) -> dict[str, int]:
 def _word_pieces(folder: Path, settings: Settings) -> Tokenizer:
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
+    settings.setdefault("clean_up_tokenization_spaces", True)  # the default of the reference's older class, which reads this file
     with (folder / "vocab.txt").open(encoding="utf-8") as lines:  # not splitlines(): a token may be an exotic line separator
         vocabulary = {line.rstrip("\n"): number for number, line in enumerate(lines)}
     tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token=str(settings["unk_token"])))

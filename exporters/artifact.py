@@ -1,0 +1,238 @@
+"""What an exporter leaves in a folder: graph files, the weights beside them, and `interlingua.json`, which says what they are."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..ir.errors import CheckpointError, UsageError
+from ..ir.graph import Graph, Value
+from ..ir.types import NUMPY_DTYPES, Type
+from ..ir.weights import Location, Weights
+
+FORMAT = 1
+MANIFEST = "interlingua.json"
+SIDE_FILE = "model.interlingua.safetensors"
+_SMALL = 64 << 20  # bytes: files up to this size are hashed
+
+
+@dataclass
+class GraphFile:
+    """One graph of an artifact: its file, what runs it, and its inputs and outputs as type texts, `f32[batch samples>=400]`.
+
+    `weights` are the files beside it that it reads, with their sizes in bytes; `details` what the target adds, such as the opset;
+    `errors` what verification measured, by output.
+    """
+
+    file: str
+    target: str
+    inputs: dict[str, str]
+    outputs: dict[str, str]
+    model: str = ""
+    head: str = ""
+    weights: dict[str, int] = field(default_factory=dict)
+    details: dict[str, Any] = field(default_factory=dict)
+    sha256: str = ""
+    errors: dict[str, Any] = field(default_factory=dict)
+
+    def graph(self) -> Graph:
+        """A graph of these inputs and outputs without nodes: what a session checks arrays by."""
+        graph = Graph()
+        for name, type in self.inputs.items():
+            graph.input(name, type)
+        graph.outputs = {name: Value(Type.parse(type), name) for name, type in self.outputs.items()}
+        return graph
+
+
+def graph_file(graph: Graph, file: str, target: str, **rest: Any) -> GraphFile:
+    """The entry of a graph that is written to `file`."""
+    inputs = {v.name: _with_bounds(v.type, graph.bounds) for v in graph.inputs}
+    return GraphFile(file, target, inputs, {k: str(v.type) for k, v in graph.outputs.items()}, **rest)
+
+
+def _with_bounds(type: Type, bounds: Mapping[str, int]) -> str:
+    sizes = (f"{d}>={bounds[str(d)]}" if str(d) in bounds else str(d) for d in type.shape)
+    return f"{type.dtype}[{' '.join(sizes)}]"
+
+
+# ---- interlingua.json ---------------------------------------------------------------------------
+
+
+def write_manifest(staging: Path, folder: Path, graphs: Sequence[GraphFile]) -> None:
+    """Writes `interlingua.json` for graphs whose files lie in `staging` and will lie in `folder`; graphs that are there already stay known."""
+    for graph in graphs:
+        graph.sha256 = _sha256(staging / graph.file)
+        graph.weights = {name: _where(name, staging, folder).stat().st_size for name in graph.weights}
+    known = {g.file: g for g in _known(folder)} | {g.file: g for g in graphs}
+    entries = [asdict(g) for g in known.values() if (staging / g.file).exists() or (folder / g.file).exists()]
+    (staging / MANIFEST).write_text(json.dumps({"format": FORMAT, "producer": "interlingua", "graphs": entries}, indent=1) + "\n", encoding="utf-8")
+
+
+def _where(name: str, *folders: Path) -> Path:
+    return next(f / name for f in folders if (f / name).exists())
+
+
+def _known(folder: Path) -> list[GraphFile]:
+    try:
+        return read_manifest(folder)
+    except (UsageError, CheckpointError):
+        return []
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.stat().st_size <= _SMALL else ""
+
+
+def read_manifest(folder: str | os.PathLike[str]) -> list[GraphFile]:
+    """The graphs that `interlingua.json` lists.
+
+    Raises UsageError where there is none, CheckpointError where it is not what was written.
+    """
+    path = Path(folder) / MANIFEST
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (FileNotFoundError, NotADirectoryError):
+        raise UsageError(f"{folder} has no {MANIFEST}, expected a folder that `interlingua export` wrote") from None
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{path} is not text: {error}\n  export the model again") from None
+    try:
+        content = json.loads(text)
+    except ValueError as error:
+        raise CheckpointError(f"{path} is not valid JSON: {error}\n  export the model again") from None
+    return _parsed(content, path)
+
+
+def _parsed(content: Any, path: Path) -> list[GraphFile]:
+    if not isinstance(content, dict) or not isinstance(content.get("format"), int) or not isinstance(content.get("graphs"), list):
+        raise CheckpointError(f"{path} is not of the form {{format, graphs}}\n  export the model again")
+    if content["format"] > FORMAT:
+        raise CheckpointError(f"{path} has format {content['format']}, expected at most {FORMAT}\n  a newer interlingua wrote it: update this one")
+    kinds = {f.name: str if f.type == "str" else dict for f in fields(GraphFile)}
+    needed = {"file", "target", "inputs", "outputs"}
+    for i, entry in enumerate(content["graphs"]):
+        if not isinstance(entry, dict) or not needed <= entry.keys() <= kinds.keys():
+            raise CheckpointError(f"{path}: graph {i} has not the fields {', '.join(sorted(needed))}\n  export the model again")
+        for name, value in entry.items():
+            if not isinstance(value, kinds[name]):
+                raise CheckpointError(f"{path}: graph {i} has {name}={value!r:.60}, expected {'text' if kinds[name] is str else 'an object'}")
+        if os.path.basename(entry["file"]) != entry["file"] or not entry["file"]:
+            raise CheckpointError(f"{path}: graph {i} has file {entry['file']!r}, expected the name of a file in the same folder")
+    return [GraphFile(**entry) for entry in content["graphs"]]
+
+
+def find_graph(place: str | os.PathLike[str], target: str = "", name: str = "") -> tuple[Path, GraphFile]:
+    """The folder and entry of one graph of an artifact: a graph file, or a folder and the target or file stem that is wanted; files are checked.
+
+    Raises UsageError where there is none or several fit, CheckpointError where a file is missing or is not the one that was written.
+    """
+    place = Path(place)
+    if not place.exists():
+        raise UsageError(f"{place} does not exist, expected an exported model: a folder with {MANIFEST}, or one of its files")
+    folder = place if place.is_dir() else place.parent
+    graphs = read_manifest(folder)
+    wanted = [g for g in graphs if (place.is_dir() or g.file == place.name) and target in ("", g.target) and name in ("", Path(g.file).stem)]
+    if len(wanted) != 1:
+        have = ", ".join(f"{g.file} ({g.target})" for g in graphs) or "no graph"
+        what = " ".join(filter(None, [target, name or ("" if place.is_dir() else place.name)])) or "one graph"
+        raise UsageError(f"{folder} has {have}, expected {'just one' if wanted else ''} {what}\n  name the file to open".replace("  ", " ", 1))
+    check_files(folder, wanted[0])
+    return folder, wanted[0]
+
+
+def check_files(folder: Path, graph: GraphFile) -> None:
+    """CheckpointError unless the graph's files are there as they were written."""
+    for name, size in {graph.file: None, **graph.weights}.items():
+        if not (folder / name).is_file():
+            raise CheckpointError(f"{folder / name} is missing; {graph.file} needs it\n  restore it or export the model again")
+        have = (folder / name).stat().st_size
+        if size is not None and have != size:
+            raise CheckpointError(f"{folder / name} has {have} bytes, expected {size} for {graph.file}\n  restore it or export the model again")
+    if graph.sha256 and _sha256(folder / graph.file) != graph.sha256:
+        raise CheckpointError(f"{folder / graph.file} is not the file that {MANIFEST} lists: its sha256 differs\n  export the model again")
+
+
+# ---- weights beside a graph ---------------------------------------------------------------------
+
+
+class WeightFiles:
+    """In which file beside an artifact each weight lies.
+
+    A weight that lies in a plain file of the artifact's folder stays there and is referred to in place. A file elsewhere is copied, byte for
+    byte, and so is one that is a link, which readers reject as an attack. Weights that live in memory are written to one file of their own.
+    """
+
+    def __init__(self, weights: Weights, keys: Iterable[str], folder: Path):
+        self.weights, self.folder = weights, folder
+        self.copies: dict[str, str] = {}  # file -> name beside the artifact
+        self.places: dict[str, Location] = {}
+        memory: list[str] = []
+        for key in dict.fromkeys(keys):
+            at = weights.location(key)
+            if at is None or self._is_side_file(at.file):
+                memory.append(key)
+            else:
+                self.places[key] = Location(self._name(at.file), at.offset, at.length)
+        self._header, side = _safetensors_header({k: weights.spec(k) for k in memory})
+        self.places |= side
+
+    @property
+    def written(self) -> list[str]:
+        """The names of the files that `write` makes."""
+        return [*self.copies.values(), *([SIDE_FILE] if self._header else [])]
+
+    def files(self, keys: Iterable[str]) -> dict[str, int]:
+        """The names of the files in which weights lie; their sizes are filled in when they are there."""
+        return dict.fromkeys((self.places[k].file for k in keys), 0)
+
+    def write(self, staging: Path) -> None:
+        """Copies files and writes the weights that live in memory."""
+        for file, name in self.copies.items():
+            shutil.copyfile(file, staging / name)
+        if self._header:
+            with open(staging / SIDE_FILE, "wb") as out:
+                out.write(self._header)
+                for key, at in self.places.items():
+                    if at.file == SIDE_FILE:
+                        out.write(np.ascontiguousarray(self.weights.array(key)).reshape(-1).view(np.uint8).data)
+
+    def _is_side_file(self, file: str) -> bool:
+        return os.path.basename(file) == SIDE_FILE and os.path.realpath(os.path.dirname(file)) == os.path.realpath(self.folder)
+
+    def _name(self, file: str) -> str:
+        if file in self.copies:
+            return self.copies[file]
+        name = os.path.basename(file)
+        here = os.path.realpath(os.path.dirname(file)) == os.path.realpath(self.folder)
+        if here and not os.path.islink(file) and os.stat(file).st_nlink == 1:
+            return name
+        stem, suffix = os.path.splitext(name)
+        taken, count = set(self.copies.values()) | ({name} if here else set()), 1
+        while name in taken:
+            name, count = f"{stem}.copy{count}{suffix}", count + 1
+        self.copies[file] = name
+        return name
+
+
+def _safetensors_header(specs: Mapping[str, tuple[str, tuple[int, ...]]]) -> tuple[bytes, dict[str, Location]]:
+    """The header of a safetensors file (https://huggingface.co/docs/safetensors) and where its weights lie; no bytes for no weights."""
+    if not specs:
+        return b"", {}
+    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    ranges, end = {}, 0
+    for key, (dtype, shape) in specs.items():
+        begin, end = end, end + math.prod(shape) * NUMPY_DTYPES[dtype].itemsize
+        ranges[key] = (begin, end)
+        entries[key] = {"dtype": dtype.upper(), "shape": list(shape), "data_offsets": [begin, end]}
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * ((-8 - len(text)) % 64)  # weights start on a cache line
+    header = len(text).to_bytes(8, "little") + text
+    return header, {key: Location(SIDE_FILE, len(header) + begin, end - begin) for key, (begin, end) in ranges.items()}

@@ -1,0 +1,292 @@
+"""CLIP (https://arxiv.org/abs/2103.00020): a text tower and an image tower that meet in one space."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..ir import ops
+from ..ir.card import Card, Head
+from ..ir.config import Config, choice
+from ..ir.errors import ConfigError, InputError
+from ..ir.graph import Param, Value, current
+from ..ir.layer import Layer, collecting
+from ..ir.layers import (
+    ACTIVATIONS,
+    Attention,
+    Block,
+    Embedding,
+    Identity,
+    LayerNorm,
+    Linear,
+    Mlp,
+    Patches,
+    PreNorm,
+    SequenceClassifier,
+    key_mask,
+    label_type,
+    pick,
+    positions_for,
+    rest,
+    run_blocks,
+    sequence_of,
+)
+
+
+@dataclass(kw_only=True)
+class TowerConfig(Config):
+    """What both towers have."""
+
+    hidden_size: int = 512
+    intermediate_size: int = 2048
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 8
+    hidden_act: str = choice("quick_gelu", ACTIVATIONS)
+    layer_norm_eps: float = 1e-5
+    attention_dropout: float = 0.0
+    projection_dim: int = 512
+
+    def check(self, where: str) -> None:
+        """Heads share the width."""
+        if self.hidden_size % self.num_attention_heads:
+            raise ConfigError(f"{where}: hidden_size is {self.hidden_size}, expected a multiple of num_attention_heads={self.num_attention_heads}")
+
+
+@dataclass(kw_only=True)
+class TextConfig(TowerConfig):
+    """The `text_config` of a CLIP checkpoint."""
+
+    vocab_size: int = 49408
+    max_position_embeddings: int = 77
+    pad_token_id: int | None = 1
+    bos_token_id: int | None = 49406
+    eos_token_id: int | list[int] | None = 49407
+
+
+@dataclass(kw_only=True)
+class VisionConfig(TowerConfig):
+    """The `vision_config` of a CLIP checkpoint."""
+
+    hidden_size: int = 768
+    intermediate_size: int = 3072
+    num_attention_heads: int = 12
+    num_channels: int = 3
+    image_size: int = 224
+    patch_size: int = 32
+
+
+@dataclass(kw_only=True)
+class ClipConfig(Config):
+    """config.json of a CLIP checkpoint: of both towers, or of one alone."""
+
+    text_config: dict[str, Any] | None = None
+    vision_config: dict[str, Any] | None = None
+    text_config_dict: dict[str, Any] | None = None
+    vision_config_dict: dict[str, Any] | None = None
+    projection_dim: int = 512
+    text: TextConfig = field(default_factory=TextConfig)
+    vision: VisionConfig = field(default_factory=VisionConfig)
+
+    def check(self, where: str) -> None:
+        """Reads the towers' parts; a tower's own config.json is that part."""
+        parts = {"text": TextConfig, "vision": VisionConfig}
+        for name, kind in parts.items():
+            given = {**(getattr(self, f"{name}_config") or {}), **(getattr(self, f"{name}_config_dict") or {})}
+            if self.model_type == f"clip_{name}_model":
+                own = ("projection_dim", "pad_token_id", "bos_token_id", "eos_token_id")
+                given = {**self.extra, **{k: getattr(self, k) for k in own if getattr(self, k) is not None}}
+            setattr(self, name, kind.read(given, f"{where}: {name}_config"))
+
+
+class Tower(Layer):
+    """Blocks of one width."""
+
+    def __init__(self, c: TowerConfig, causal: bool):
+        self.blocks = [self._block(c, causal) for _ in range(c.num_hidden_layers)]
+
+    @staticmethod
+    def _block(c: TowerConfig, causal: bool) -> Block:
+        n = c.hidden_size
+        attention = Attention(n, c.num_attention_heads, causal=causal, dropout=c.attention_dropout)
+        mlp = Mlp(Linear(n, c.intermediate_size), Linear(c.intermediate_size, n), ACTIVATIONS[c.hidden_act])
+        return Block(PreNorm(attention, LayerNorm(n, c.layer_norm_eps)), PreNorm(mlp, LayerNorm(n, c.layer_norm_eps)))
+
+    def run(self, x: Value, mask: Value | None = None) -> tuple[Value, dict[str, Any]]:
+        """The last state, and states and attention weights by name."""
+        with collecting() as seen:
+            x, states = run_blocks(self.blocks, x, mask)
+        return x, {"hidden_states": states, **seen}
+
+
+class TextTower(Tower):
+    """Words read from left to right; the pooled state is that of the end-of-text word."""
+
+    def __init__(self, c: TextConfig):
+        self.words, self.positions = Embedding(c.vocab_size, c.hidden_size), Embedding(c.max_position_embeddings, c.hidden_size)
+        super().__init__(c, causal=True)
+        self.norm, self.end, self.most = LayerNorm(c.hidden_size, c.layer_norm_eps), c.eos_token_id, c.max_position_embeddings
+
+    def forward(self, input_ids, attention_mask=None, position_ids=None):
+        """-> last_hidden_state [batch seq n], pooler_output [batch n]."""
+        places = current().cache.positions(input_ids.shape[1], self.most) if position_ids is None else position_ids
+        x, seen = self.run(self.words(input_ids) + self.positions(places), key_mask(attention_mask))
+        x = self.norm(x)
+        # Checkpoints from before the end-of-text id was corrected say 2; for them it is the largest id of a row.
+        ends = input_ids if self.end == 2 else ops.cast(ops.equal(input_ids, self.end), dtype="i64")
+        return {"last_hidden_state": x, "pooler_output": pick(x, ops.argmax(ends, axis=1)), **seen}
+
+
+class VisionTower(Tower):
+    """Patches behind a class token; the pooled state is that token's, normalised."""
+
+    def __init__(self, c: VisionConfig):
+        n, side = c.hidden_size, c.image_size // c.patch_size
+        self.first, self.grid = Param(n, init="normal"), (side, side)
+        self.patches = Patches(c.num_channels, n, (c.patch_size, c.patch_size), bias=False)
+        self.positions = Embedding(side * side + 1, n)
+        self.norm_before = LayerNorm(n, c.layer_norm_eps)
+        super().__init__(c, causal=False)
+        self.norm = LayerNorm(n, c.layer_norm_eps)
+
+    def forward(self, pixel_values, interpolate_pos_encoding=False):
+        """-> last_hidden_state [batch 1+patches n], pooler_output [batch n]."""
+        grid = self.patches(pixel_values)
+        x = sequence_of(grid)
+        first = ops.broadcast_to(self.first[None, None], shape=(x.shape[0], 1, x.shape[2]))
+        x = ops.concat(first, x, axis=1) + positions_for(self.positions.weight, self.grid, *grid.shape[2:])
+        x, seen = self.run(self.norm_before(x))
+        return {"last_hidden_state": x, "pooler_output": self.norm(x[:, 0]), **seen}
+
+
+class Projected(Layer):
+    """A tower's pooled state in the common space."""
+
+    def __init__(self, body: Tower, n: int, width: int, name: str):
+        self.body, self.projection, self.name = body, Linear(n, width, bias=False), name
+
+    def forward(self, **inputs):
+        """-> text_embeds or image_embeds [batch width], last_hidden_state."""
+        out = self.body(**inputs)
+        return {self.name: self.projection(out["pooler_output"]), "last_hidden_state": out["last_hidden_state"], **rest(out)}
+
+
+class Clip(Layer):
+    """How well each text fits each image."""
+
+    def __init__(self, c: ClipConfig):
+        self.text, self.vision = TextTower(c.text), VisionTower(c.vision)
+        self.text_projection = Linear(c.text.hidden_size, c.projection_dim, bias=False)
+        self.image_projection = Linear(c.vision.hidden_size, c.projection_dim, bias=False)
+        self.logit_scale = Param(init="ones")
+
+    def forward(self, input_ids, pixel_values, attention_mask=None, position_ids=None, return_loss=False, interpolate_pos_encoding=False):
+        """-> logits_per_text [text_batch image_batch] and its transpose, the unit vectors compared, the towers' outputs, loss on request."""
+        text = self.text(input_ids, attention_mask, position_ids)
+        image = self.vision(pixel_values)
+        a = ops.l2_normalize(self.text_projection(text["pooler_output"]))
+        b = ops.l2_normalize(self.image_projection(image["pooler_output"]))
+        per_text = a @ ops.transpose(b, perm=(1, 0)) * ops.exp(self.logit_scale)
+        per_image = ops.transpose(per_text, perm=(1, 0))
+        return {
+            "loss": contrastive_loss(per_text, per_image) if return_loss else None,
+            "logits_per_image": per_image,
+            "logits_per_text": per_text,
+            "text_embeds": a,
+            "image_embeds": b,
+            "text_model_output": text,
+            "vision_model_output": image,
+        }
+
+
+def contrastive_loss(per_text: Value, per_image: Value) -> Value:
+    """The mean of choosing the image for each text and the text for each image; there must be as many of one as of the other."""
+    if per_text.shape[0] != per_text.shape[1]:
+        raise InputError(f"return_loss pairs texts and images: there are {per_text.shape[0]} texts and {per_text.shape[1]} images")
+    right = ops.iota(size=per_text.shape[0])
+    return (ops.cross_entropy(per_text, right) + ops.cross_entropy(per_image, right)) / 2.0
+
+
+def _mean_classifier(c: ClipConfig) -> SequenceClassifier:
+    decide = Linear(c.vision.hidden_size, c.labels) if c.labels else Identity()
+    return SequenceClassifier(VisionTower(c.vision), decide, c, pool=lambda out, inputs: ops.mean(out["last_hidden_state"][:, 1:], axis=1))
+
+
+def _text_inputs(batch: str = "batch") -> dict[str, str]:
+    return {k: f"i64[{batch} seq]" for k in ("input_ids", "attention_mask", "position_ids")}
+
+
+def _pixels(c: ClipConfig, size: str = "", batch: str = "batch") -> dict[str, str]:
+    return {"pixel_values": f"f32[{batch} {c.vision.num_channels} {size or f'{c.vision.image_size} {c.vision.image_size}'}]"}
+
+
+_BLOCK = {
+    "attention.norm": "layer_norm1",
+    "attention.layer.q": "self_attn.q_proj",
+    "attention.layer.k": "self_attn.k_proj",
+    "attention.layer.v": "self_attn.v_proj",
+    "attention.layer.out": "self_attn.out_proj",
+    "mlp.norm": "layer_norm2",
+    "mlp.layer.up": "mlp.fc1",
+    "mlp.layer.down": "mlp.fc2",
+}
+_OWN = {
+    "text": {"words": "embeddings.token_embedding", "positions": "embeddings.position_embedding", "norm": "final_layer_norm"},
+    "vision": {
+        "first": "embeddings.class_embedding",
+        "patches.projection": "embeddings.patch_embedding",
+        "positions": "embeddings.position_embedding",
+        "norm_before": "pre_layrnorm",
+        "norm": "post_layernorm",
+    },
+}
+
+
+def _names(tower: str, place: str) -> dict[str, str]:
+    """The table of one tower that stands at `place` of a head."""
+    rows = {**_OWN[tower], **{f"blocks.*.{ours}": f"encoder.layers.*.{theirs}" for ours, theirs in _BLOCK.items()}}
+    return {place + ours: f"{tower}_model.{theirs}" for ours, theirs in rows.items()}
+
+
+_TEXT, _IMAGE = ("input_ids", "attention_mask"), ("pixel_values",)
+
+
+def _text_head(build, place: str) -> Head:
+    return Head(build, lambda c: _text_inputs(), _TEXT, names={**_names("text", place), "projection": "text_projection"})
+
+
+def _vision_head(build, place: str, labels: bool = False) -> Head:
+    inputs = lambda c: _pixels(c) | ({"labels": label_type(c)} if labels else {})  # noqa: E731
+    flags = lambda c: {} if labels else {"interpolate_pos_encoding": _pixels(c, "height width")}  # noqa: E731
+    return Head(build, inputs, _IMAGE, names={**_names("vision", place), "projection": "visual_projection"}, flags=flags)
+
+
+def _both_flags(c: ClipConfig) -> dict[str, dict[str, str]]:
+    pairs = _text_inputs() | _pixels(c)
+    return {"interpolate_pos_encoding": _pixels(c, "height width", "image_batch"), "return_loss": pairs}
+
+
+CARD = Card(
+    model_type="clip",
+    also_types=("clip_text_model", "clip_vision_model"),
+    config=ClipConfig,
+    heads={
+        "CLIPModel": Head(
+            Clip,
+            lambda c: _text_inputs("text_batch") | _pixels(c, batch="image_batch"),
+            _TEXT + _IMAGE,
+            names=_names("text", "text.") | _names("vision", "vision.") | {"image_projection": "visual_projection"},
+            flags=_both_flags,
+        ),
+        "CLIPTextModel": _text_head(lambda c: TextTower(c.text), ""),
+        "CLIPVisionModel": _vision_head(lambda c: VisionTower(c.vision), ""),
+        "CLIPTextModelWithProjection": _text_head(
+            lambda c: Projected(TextTower(c.text), c.text.hidden_size, c.text.projection_dim, "text_embeds"), "body."
+        ),
+        "CLIPVisionModelWithProjection": _vision_head(
+            lambda c: Projected(VisionTower(c.vision), c.vision.hidden_size, c.vision.projection_dim, "image_embeds"), "body."
+        ),
+        "CLIPForImageClassification": _vision_head(_mean_classifier, "body.", labels=True),
+    },
+    names={},
+    unused=("*embeddings.position_ids",),
+)

@@ -1,0 +1,186 @@
+"""Vision Transformer (https://arxiv.org/abs/2010.11929)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..ir import ops
+from ..ir.card import Card, Head
+from ..ir.config import Config, choice
+from ..ir.errors import ConfigError
+from ..ir.graph import Param, Value
+from ..ir.layer import Layer, collecting
+from ..ir.layers import (
+    ACTIVATIONS,
+    Attention,
+    Block,
+    Dropout,
+    Identity,
+    LayerNorm,
+    Linear,
+    Mlp,
+    Patches,
+    PixelDecoder,
+    Pooler,
+    PreNorm,
+    SequenceClassifier,
+    label_type,
+    masked_pixel_loss,
+    pair,
+    positions_for,
+    rest,
+    run_blocks,
+    sequence_of,
+)
+
+
+@dataclass(kw_only=True)
+class VitConfig(Config):
+    """config.json of a ViT checkpoint."""
+
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    hidden_act: str = choice("gelu", ACTIVATIONS)
+    hidden_dropout_prob: float = 0.0
+    attention_probs_dropout_prob: float = 0.0
+    layer_norm_eps: float = 1e-12
+    image_size: int | list[int] = 224
+    patch_size: int | list[int] = 16
+    num_channels: int = 3
+    qkv_bias: bool = True
+    encoder_stride: int = 16
+    pooler_output_size: int | None = None
+    pooler_act: str = choice("tanh", ACTIVATIONS)
+
+    def check(self, where: str) -> None:
+        """Heads share the width."""
+        if self.hidden_size % self.num_attention_heads:
+            raise ConfigError(f"{where}: hidden_size is {self.hidden_size}, expected a multiple of num_attention_heads={self.num_attention_heads}")
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches at the configured image size."""
+        (height, width), (down, right) = pair(self.image_size), pair(self.patch_size)
+        return height // down, width // right
+
+
+class Embeddings(Layer):
+    """Patches behind a class token, with positions; `mask` adds the token that stands for hidden patches."""
+
+    def __init__(self, c: VitConfig, mask: bool):
+        n, (rows, columns) = c.hidden_size, c.grid
+        self.patches, self.grid = Patches(c.num_channels, n, pair(c.patch_size)), c.grid
+        self.first, self.hidden = Param(1, 1, n, init="normal"), Param(1, 1, n, init="zeros") if mask else None
+        self.positions, self.dropout = Param(1, rows * columns + 1, n, init="normal"), Dropout(c.hidden_dropout_prob)
+
+    def forward(self, pixel_values: Value, bool_masked_pos: Value | None) -> Value:
+        """[batch 1+patches n]; positions are resampled where the image is not of the configured size."""
+        grid = self.patches(pixel_values)
+        x = sequence_of(grid)
+        if bool_masked_pos is not None:
+            x = ops.where(bool_masked_pos[:, :, None], self.hidden, x)
+        first = ops.broadcast_to(self.first, shape=(x.shape[0], 1, x.shape[2]))
+        return self.dropout(ops.concat(first, x, axis=1) + positions_for(self.positions[0], self.grid, *grid.shape[2:]))
+
+
+class Vit(Layer):
+    """Embeddings, blocks, a last normalisation and, for the bare model, a pooler."""
+
+    def __init__(self, c: VitConfig, pool: bool = False, mask: bool = False):
+        self.embeddings = Embeddings(c, mask)
+        self.blocks = [self._block(c) for _ in range(c.num_hidden_layers)]
+        self.norm = LayerNorm(c.hidden_size, c.layer_norm_eps)
+        self.pooler = Pooler(c.hidden_size, c.pooler_output_size, ACTIVATIONS[c.pooler_act]) if pool else None
+
+    @staticmethod
+    def _block(c: VitConfig) -> Block:
+        n, rate = c.hidden_size, c.hidden_dropout_prob
+        attention = Attention(
+            n, c.num_attention_heads, bias=c.qkv_bias, out_bias=True, dropout=c.attention_probs_dropout_prob, out_dropout=rate
+        )
+        mlp = Mlp(Linear(n, c.intermediate_size), Linear(c.intermediate_size, n), ACTIVATIONS[c.hidden_act], dropout=rate)
+        return Block(PreNorm(attention, LayerNorm(n, c.layer_norm_eps)), PreNorm(mlp, LayerNorm(n, c.layer_norm_eps)))
+
+    def forward(self, pixel_values, bool_masked_pos=None, interpolate_pos_encoding=False):
+        """-> last_hidden_state [batch 1+patches n], pooler_output [batch m]."""
+        with collecting() as seen:
+            x, states = run_blocks(self.blocks, self.embeddings(pixel_values, bool_masked_pos))
+        x = self.norm(x)
+        return {"last_hidden_state": x, "pooler_output": self.pooler and self.pooler(x), "hidden_states": states, **seen}
+
+
+class MaskedImageModel(Layer):
+    """Pixels of hidden patches."""
+
+    def __init__(self, c: VitConfig):
+        if not isinstance(c.patch_size, int):
+            raise ConfigError(f"patch_size is {c.patch_size}, expected one number for masked image modelling")
+        self.body, self.config, self.patch = Vit(c, mask=True), c, c.patch_size
+        self.decoder = PixelDecoder(c.hidden_size, c.num_channels, c.encoder_stride)
+
+    def forward(self, pixel_values, bool_masked_pos=None, interpolate_pos_encoding=False):
+        """-> reconstruction [batch channels height width], loss where bool_masked_pos is given."""
+        c, rows, columns = self.config, pixel_values.shape[2] // self.patch, pixel_values.shape[3] // self.patch
+        if bool_masked_pos is not None and c.encoder_stride != self.patch:
+            raise ConfigError(f"encoder_stride is {c.encoder_stride}, expected patch_size={self.patch} where bool_masked_pos is given")
+        out = self.body(pixel_values, bool_masked_pos)
+        image = self.decoder(out["last_hidden_state"][:, 1:], rows, columns)
+        loss = None if bool_masked_pos is None else masked_pixel_loss(pixel_values, image, bool_masked_pos, self.patch, c.num_channels)
+        return {"loss": loss, "reconstruction": image, **rest(out)}
+
+
+def _classifier(c: VitConfig) -> SequenceClassifier:
+    decide = Linear(c.hidden_size, c.labels) if c.labels else Identity()
+    return SequenceClassifier(Vit(c), decide, c, pool=lambda out, inputs: out["last_hidden_state"][:, 0])
+
+
+def _head(build, prefix="vit", **others) -> Head:
+    """A head over images of the configured size, or of any size with `interpolate_pos_encoding`."""
+
+    def inputs(c: VitConfig) -> dict[str, str]:
+        height, width = pair(c.image_size)
+        pixels = f"f32[batch {c.num_channels} {height} {width}]"
+        return {"pixel_values": pixels} | {k: t(c) if callable(t) else t for k, t in others.items()}
+
+    def flags(c: VitConfig) -> dict[str, dict[str, str]]:
+        any_size = {"pixel_values": f"f32[batch {c.num_channels} height width]"}
+        if "bool_masked_pos" in others:
+            down, right = pair(c.patch_size)
+            any_size["bool_masked_pos"] = f"bool[batch (height//{down})*(width//{right})]"
+        return {"interpolate_pos_encoding": any_size}
+
+    return Head(build, inputs, ("pixel_values",), prefix, flags=flags)
+
+
+_BLOCK = {
+    "attention.norm": "layernorm_before",
+    "attention.layer.q": "attention.attention.query",
+    "attention.layer.k": "attention.attention.key",
+    "attention.layer.v": "attention.attention.value",
+    "attention.layer.out": "attention.output.dense",
+    "mlp.norm": "layernorm_after",
+    "mlp.layer.up": "intermediate.dense",
+    "mlp.layer.down": "output.dense",
+}
+
+CARD = Card(
+    model_type="vit",
+    config=VitConfig,
+    base="vit",
+    heads={
+        "ViTModel": _head(lambda c: Vit(c, pool=True), prefix=""),
+        "ViTForMaskedImageModeling": _head(MaskedImageModel, bool_masked_pos=lambda c: f"bool[batch {c.grid[0] * c.grid[1]}]"),
+        "ViTForImageClassification": _head(_classifier, labels=label_type),
+    },
+    names={
+        "embeddings.patches": "embeddings.patch_embeddings",
+        "embeddings.first": "embeddings.cls_token",
+        "embeddings.hidden": "embeddings.mask_token",
+        "embeddings.positions": "embeddings.position_embeddings",
+        **{f"blocks.*.{ours}": f"encoder.layer.*.{theirs}" for ours, theirs in _BLOCK.items()},
+        "norm": "layernorm",
+        "decoder.conv": "decoder.0",
+    },
+)

@@ -1,0 +1,189 @@
+"""Sessions on onnxruntime, from a definition in memory or from an ONNX file."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+
+from ..exporters.artifact import MANIFEST, GraphFile, find_graph, read_manifest
+from ..ir.definition import Definition
+from ..ir.errors import CheckpointError, InterlinguaError, TargetError, UsageError, nearest
+from ..ir.graph import Graph
+from ..ir.sizes import Size, parse_size, symbol
+from ..ir.types import NUMPY_DTYPES, Type
+from .session import Session
+
+PROVIDERS = {
+    "cpu": ["CPUExecutionProvider"],
+    "cuda": ["CUDAExecutionProvider", "CPUExecutionProvider"],
+    "tensorrt": ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"],
+}
+DEFAULTS = {"session.intra_op.allow_spinning": "0"}  # threads that spin while they wait take the cores from other sessions
+_DTYPES = {"float": "f32", "double": "f64", "float16": "f16", "bfloat16": "bf16", "bool": "bool", "uint8": "u8", "uint32": "u32"}
+_DTYPES |= {f"int{n}": f"i{n}" for n in (8, 16, 32, 64)}
+
+
+class OrtSession(Session):
+    """A graph on onnxruntime: `model` is the path of an ONNX file, or its bytes with `initializers` for external data.
+
+    `device` is cpu, cuda or tensorrt, with a number where there are several (`cuda:1`). `session_options` are entries of onnxruntime's session
+    configuration, or an `onnxruntime.SessionOptions`; `provider_options` those of the device's provider; `threads` 0 means one per core.
+    """
+
+    target = "onnxruntime"
+
+    def __init__(
+        self,
+        model: str | bytes,
+        graph: Graph | None = None,
+        *,
+        device: str = "cpu",
+        name: str = "the model",
+        threads: int = 0,
+        initializers: Mapping[str, np.ndarray] | None = None,
+        session_options: Mapping[str, str] | ort.SessionOptions | None = None,
+        provider_options: Mapping[str, Any] | None = None,
+    ):
+        providers = _providers(device, provider_options or {})
+        options = _options(session_options, threads)
+        self._held = {k: _ort_value(x) for k, x in (initializers or {}).items()}  # onnxruntime reads this memory, it makes no copy
+        if self._held:
+            options.add_external_initializers(list(self._held), list(self._held.values()))
+        try:
+            self.ort = ort.InferenceSession(model, options, providers=providers)
+        except Exception as error:  # onnxruntime's errors have no common base
+            what = model if isinstance(model, str) else name
+            raise CheckpointError(f"{what} cannot be loaded by onnxruntime {ort.__version__}: {_reason(error)}") from error
+        if (wanted := providers[0][0]) not in self.ort.get_providers():
+            raise TargetError(f"device {device!r}: onnxruntime could not start {wanted}\n  see that its driver and libraries are installed")
+        super().__init__(graph or _declared(self.ort), device=device, name=name)
+
+    def run(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The outputs for arrays that fit."""
+        names = list(self.graph.outputs)
+        try:
+            return dict(zip(names, self.ort.run(names, dict(arrays)), strict=True))
+        except Exception as error:
+            raise InterlinguaError(f"{self.name} failed in onnxruntime {ort.__version__}: {_reason(error)}") from error
+
+
+def compile_onnx(
+    definition: Definition,
+    graph: Graph | None = None,
+    *,
+    inputs: Iterable[str] | None = None,
+    outputs: Iterable[str] | None = None,
+    **options: Any,
+) -> OrtSession:
+    """A session of a definition's graph, built in memory; weights are read where they lie. `options` are those of `OrtSession`, and `opset`."""
+    from ..exporters.onnx import OPSET, prepare, to_proto
+    from ..ir.weights import Location
+
+    opset = options.pop("opset", OPSET)
+    prepared = prepare(definition.graph(inputs, outputs) if graph is None else graph, opset)
+    proto = to_proto(prepared, definition.weights, opset=opset, place=lambda key: Location("memory", 0, 0), name=definition.name)
+    arrays = {p.key: definition.weights.array(p.key) for p in prepared.params()}
+    return OrtSession(proto.SerializeToString(), prepared, initializers=arrays, name=definition.name, **options)
+
+
+def open_onnx(place: str | os.PathLike[str], *, name: str = "", **options: Any) -> OrtSession:
+    """A session of an exported graph, or of any ONNX file; `name` is the file's stem where a folder has several.
+
+    Raises UsageError where there is nothing to open, CheckpointError where a file is missing or damaged.
+    """
+    place = Path(place)
+    if place.suffix == ".onnx" and place.is_file() and not _listed(place):
+        return OrtSession(str(place), name=place.stem, **options)
+    folder, entry = find_graph(place, "onnx", name)
+    return OrtSession(str(folder / entry.file), entry.graph(), name=entry.model or Path(entry.file).stem, **options)
+
+
+def open_staged(file: Path, folders: Sequence[Path], graph: Graph, **options: Any) -> OrtSession:
+    """A session of a graph file whose weights lie in several folders still, as while an artifact is written."""
+    import onnx
+
+    proto = onnx.load(file, load_external_data=False)
+    maps: dict[str, mmap.mmap] = {}
+    arrays = {}
+    for tensor in proto.graph.initializer:
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            at = {e.key: e.value for e in tensor.external_data}
+            if at["location"] not in maps:
+                with open(next(f / at["location"] for f in folders if (f / at["location"]).exists()), "rb") as data:
+                    maps[at["location"]] = mmap.mmap(data.fileno(), 0, access=mmap.ACCESS_READ)
+            dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
+            flat = np.frombuffer(maps[at["location"]], dtype, int(at["length"]) // dtype.itemsize, int(at["offset"]))
+            arrays[tensor.name] = flat.reshape(tuple(tensor.dims))
+    return OrtSession(proto.SerializeToString(), graph, initializers=arrays, **options)
+
+
+def _listed(file: Path) -> bool:
+    return (file.parent / MANIFEST).exists() and any(g.file == file.name for g in read_manifest(file.parent))
+
+
+def _providers(device: str, options: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    kind, _, number = device.partition(":")
+    if kind not in PROVIDERS or not re.fullmatch(r"\w+(:\d+)?", device):
+        raise UsageError(f"device {device!r} is unknown to onnxruntime sessions{nearest(kind, PROVIDERS)}")
+    installed = ort.get_available_providers()
+    first, *rest = PROVIDERS[kind]
+    if first not in installed:
+        raise TargetError(
+            f"device {device!r} needs {first}, onnxruntime {ort.__version__} has {', '.join(installed)}\n"
+            "  run: pip uninstall onnxruntime && pip install onnxruntime-gpu"
+        )
+    own = {"device_id": int(number)} if number else {}
+    return [(first, {**own, **options}), *((p, own if p.startswith("CUDA") else {}) for p in rest if p in installed)]
+
+
+def _options(given: Mapping[str, str] | ort.SessionOptions | None, threads: int) -> ort.SessionOptions:
+    options = given if isinstance(given, ort.SessionOptions) else ort.SessionOptions()
+    if options is not given:
+        options.log_severity_level = 4  # what goes wrong is raised
+        for key, value in {**DEFAULTS, **(given or {})}.items():
+            options.add_session_config_entry(key, str(value))
+    if threads:
+        options.intra_op_num_threads = threads
+    return options
+
+
+def _ort_value(array: np.ndarray) -> ort.OrtValue:
+    array = np.ascontiguousarray(array).reshape(array.shape)
+    if array.dtype == NUMPY_DTYPES["bf16"]:
+        return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(array.view(np.uint16), 16)
+    return ort.OrtValue.ortvalue_from_numpy(array)
+
+
+def _reason(error: Exception) -> str:
+    """onnxruntime's message without its prefix and without where in its source it was raised."""
+    return re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : |/\S+/onnxruntime/\S+ ", "", str(error))
+
+
+def _declared(session: ort.InferenceSession) -> Graph:
+    """A graph of the inputs and outputs that an ONNX file declares."""
+    inputs = {x.name: _type(x) for x in session.get_inputs()}
+    outputs = {x.name: _type(x) for x in session.get_outputs()}
+    return GraphFile("", "", {k: str(t) for k, t in inputs.items()}, {k: str(t) for k, t in outputs.items()}).graph()
+
+
+def _type(declared: Any) -> Type:
+    match = re.fullmatch(r"tensor\((\w+)\)", declared.type)
+    if not match or match[1] not in _DTYPES:
+        raise TargetError(f"{declared.name!r} is a {declared.type}, expected tensors of {', '.join(sorted(_DTYPES))}")
+    return Type(_DTYPES[match[1]], tuple(_size(d, f"{declared.name}_{i}") for i, d in enumerate(declared.shape)))
+
+
+def _size(declared: Any, fallback: str) -> Size:
+    if isinstance(declared, int):
+        return declared
+    try:
+        return parse_size(str(declared or "?").replace(" ", ""))
+    except InterlinguaError:
+        return symbol(re.sub(r"\W", "_", fallback))

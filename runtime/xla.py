@@ -1,0 +1,170 @@
+"""Sessions on XLA, through whichever PJRT client JAX finds: from a definition in memory or from a StableHLO file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..exporters.artifact import GraphFile, find_graph, read_manifest
+from ..ir.definition import Definition
+from ..ir.errors import CheckpointError, InputError, InterlinguaError, MissingExtraError, TargetError
+from ..ir.graph import Graph
+from ..ir.types import NUMPY_DTYPES, Type
+from .session import Session
+
+Program = Callable[[Sequence[Any], Sequence[Any]], Sequence[Any]]
+
+
+class XlaSession(Session):
+    """A program on one device, compiled when it first meets a set of sizes.
+
+    `program(weights, inputs)` takes and gives arrays by place, inputs and outputs in the graph's order; `dtypes` are those of its inputs by name.
+    `device` is cpu, cuda or tpu, with a number where there are several (`cuda:1`). The buffers of inputs named in `donate` may be reused for outputs.
+
+    Raises TargetError for a device that is not here.
+    """
+
+    target = "xla"
+
+    def __init__(
+        self,
+        graph: Graph,
+        program: Program,
+        weights: Iterable[np.ndarray],
+        dtypes: Mapping[str, np.dtype],
+        *,
+        device: str = "cpu",
+        name: str = "the model",
+        donate: Iterable[str] = (),
+    ):
+        super().__init__(graph, device=device, name=name)
+        self._jax, self._place = _jax(), find_device(device)
+        self._dtypes, self._donated = dict(dtypes), frozenset(donate)
+        self._weights = [self._jax.device_put(w, self._place) for w in weights]
+
+        def by_name(weights: Sequence[Any], kept: Mapping[str, Any], donated: Mapping[str, Any]) -> dict[str, Any]:
+            given = {**kept, **donated}
+            return dict(zip(graph.outputs, program(weights, [given[k] for k in self.inputs]), strict=True))
+
+        self._compiled = self._jax.jit(by_name, donate_argnums=2)
+
+    def put(self, name: str, array: Any) -> Any:
+        """An array for the input of that name, on the device and in the program's dtype. InputError for an integer that it cannot hold."""
+        array, dtype = np.asarray(array), self._dtypes[name]
+        if dtype.kind in "iu" and array.dtype.kind in "iu" and array.dtype.itemsize > dtype.itemsize and array.size:
+            limits = np.iinfo(dtype)
+            if worst := next((int(x) for x in (array.min(), array.max()) if not limits.min <= x <= limits.max), None):
+                raise InputError(f"input {name!r} has {worst}, expected at most {limits.max}: XLA computes integers in {dtype.itemsize * 8} bits")
+        copied = name in self._donated  # what is given away must not be the caller's memory
+        return self._jax.device_put(np.array(array, dtype) if copied else array.astype(dtype, copy=False), self._place)
+
+    def on_device(self, arrays: Mapping[str, Any]) -> dict[str, Any]:
+        """Outputs on the device for inputs on the device (`put`), without waiting; donated ones are gone afterwards."""
+        kept = {k: x for k, x in arrays.items() if k not in self._donated}
+        try:
+            return self._compiled(self._weights, kept, {k: arrays[k] for k in arrays if k in self._donated})
+        except self._jax.errors.JaxRuntimeError as error:
+            raise InterlinguaError(f"{self.name} failed in XLA on {self.device}: {error}") from error
+
+    def run(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The outputs for arrays that fit."""
+        made = self.on_device({k: self.put(k, x) for k, x in arrays.items()})
+        return {k: np.asarray(made[k]).astype(NUMPY_DTYPES[t.dtype], copy=False) for k, t in self.outputs.items()}
+
+
+def compile_xla(
+    definition: Definition,
+    graph: Graph | None = None,
+    *,
+    inputs: Iterable[str] | None = None,
+    outputs: Iterable[str] | None = None,
+    **options: Any,
+) -> XlaSession:
+    """A session of a definition's graph through `jax.jit`. `options` are `device` and `donate` of `XlaSession`."""
+    from ..frontends.jax import as_program
+    from ..frontends.jax_table import native_dtype
+
+    graph = definition.graph(inputs, outputs) if graph is None else graph
+    program, params = as_program(graph)
+    weights = (definition.weights.array(p.key).astype(native_dtype(p.type.dtype), copy=False) for p in params)
+    dtypes = {v.name: native_dtype(v.type.dtype) for v in graph.inputs}
+    return XlaSession(graph, program, weights, dtypes, name=definition.name, **options)
+
+
+def open_stablehlo(place: str | os.PathLike[str], *, name: str = "", **options: Any) -> XlaSession:
+    """A session of an exported program, without any model code; `name` is the file's stem where a folder has several.
+
+    Raises UsageError where there is nothing to open, CheckpointError where a file is missing or damaged, TargetError for a device that the
+    program was not lowered for.
+    """
+    folder, entry = find_graph(place, "stablehlo", name)
+    return _session(folder / entry.file, [folder], entry, **options)
+
+
+def open_staged(file: Path, folders: Sequence[Path], graph: Graph | None = None, **options: Any) -> XlaSession:
+    """A session of a program whose weights lie in several folders still, as while an artifact is written."""
+    entry = next(e for e in read_manifest(file.parent) if e.file == file.name)
+    return _session(file, folders, entry, graph, **options)
+
+
+def find_device(device: str) -> Any:
+    """JAX's device of that name."""
+    jax = _jax()
+    platform, _, number = device.partition(":")
+    try:
+        found = jax.devices(platform)
+        return found[int(number or 0)]
+    except (RuntimeError, ValueError, IndexError):
+        present = sorted({f"{d.platform}:{d.id}" for d in [*jax.devices(), *jax.devices("cpu")]})
+        raise TargetError(f"device {device!r} is not here; JAX {jax.__version__} has {', '.join(present)}") from None
+
+
+def _session(file: Path, folders: Sequence[Path], entry: GraphFile, graph: Graph | None = None, *, device: str = "cpu", **options: Any) -> XlaSession:
+    place = find_device(device)  # before anything is read
+    exported = _deserialized(file)
+    platform = {"gpu": "cuda"}.get(place.platform, place.platform)
+    if platform not in exported.platforms:
+        raise TargetError(f"{file} was lowered for {', '.join(exported.platforms)}, not for {device}\n  export it again with that platform")
+    graph = entry.graph() if graph is None else graph
+    dtypes = [np.dtype(a.dtype) for a in exported.in_avals]
+    rows = entry.details.get("weights")
+    if not isinstance(rows, list) or len(rows) + len(graph.inputs) != len(dtypes):
+        raise CheckpointError(f"{file} takes {len(dtypes)} arrays, but interlingua.json does not list as many weights and inputs\n  export the model again")
+    weights = (_stored(row, folders).astype(dtype, copy=False) for row, dtype in zip(rows, dtypes, strict=False))
+    of_inputs = {v.name: dtype for v, dtype in zip(graph.inputs, dtypes[len(rows) :], strict=True)}
+    return XlaSession(graph, exported.call, weights, of_inputs, device=device, name=entry.model or file.stem, **options)
+
+
+def _deserialized(file: Path) -> Any:
+    jax = _jax()
+    try:
+        return jax.export.deserialize(bytearray(file.read_bytes()))
+    except ImportError as error:
+        raise MissingExtraError("jax", "a StableHLO file") from error
+    except Exception as error:  # flatbuffers fails in any way on other bytes
+        raise CheckpointError(f"{file} is not a program that jax {jax.__version__} can read: {error}\n  export the model again") from error
+
+
+def _stored(row: Mapping[str, Any], folders: Sequence[Path]) -> np.ndarray:
+    """A weight as it lies in its file, mapped."""
+    try:
+        type, offset = Type.parse(row["type"]), int(row["offset"])
+        file = next(f / row["file"] for f in folders if (f / row["file"]).is_file())
+        count = int(np.prod(type.shape, dtype=np.int64))
+        raw = np.memmap(file, np.uint8, "r")[offset : offset + count * NUMPY_DTYPES[type.dtype].itemsize]
+        return raw.view(NUMPY_DTYPES[type.dtype]).reshape(type.shape)
+    except (KeyError, TypeError, ValueError, StopIteration, InterlinguaError) as error:
+        raise CheckpointError(f"weight {row!r:.200} of interlingua.json cannot be read: {error!r:.200}\n  export the model again") from error
+
+
+def _jax() -> Any:
+    try:
+        import jax
+        import jax.export
+    except ImportError as error:
+        raise MissingExtraError("jax", "a session on XLA") from error
+    return jax

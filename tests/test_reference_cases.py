@@ -1,0 +1,66 @@
+"""The samples are worth comparing with: they cover the reference's heads, say what their checkpoints say, and depend on their inputs."""
+
+from __future__ import annotations
+
+import importlib
+import warnings
+
+import numpy as np
+import pytest
+from oracle import REFERENCE, Case, flatten
+from oracle_specs import SPECS
+from reference_cases import CASES, EDGES, EITHER, VARIANTS, Row
+
+EVERY_ROW = [*CASES, *EDGES, *VARIANTS, *EITHER]
+_BARE = ("BertModel", "GPT2Model", "T5Model", "T5EncoderModel", "ViTModel", "ResNetModel", "Wav2Vec2Model", "CLIPTextModel", "CLIPVisionModel", "SwinModel")
+WITHOUT_LOSS = {*_BARE, "CLIPTextModelWithProjection", "CLIPVisionModelWithProjection", "ResNetBackbone", "SwinBackbone", "Wav2Vec2ForMaskedLM"}
+
+
+def _reload(case: Case):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the reference library's own
+        transformers = importlib.import_module("transformers")
+        return getattr(transformers, case.head).from_pretrained(case.folder, attn_implementation="eager").eval()
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_every_head_of_the_reference_has_its_rows(spec: str) -> None:
+    module = importlib.import_module(f"transformers.models.{SPECS[spec].module}.modeling_{SPECS[spec].module}")
+    public = {name for name in module.__all__ if hasattr(getattr(module, name), "forward")} - {"BertLayer"}
+    assert {name for name in public if not name.endswith("PreTrainedModel")} == set(SPECS[spec].heads)
+
+
+def test_rows_have_names_of_their_own() -> None:
+    assert len({str(row) for row in EVERY_ROW}) == len(EVERY_ROW)
+
+
+@pytest.mark.parametrize("row", CASES, ids=str)
+def test_the_checkpoint_says_what_the_outputs_say(row: Row) -> None:
+    torch = importlib.import_module("torch")
+    case = row.case()
+    with torch.no_grad():
+        out = _reload(case)(**{name: torch.from_numpy(array.copy()) for name, array in case.inputs.items()})
+    assert not case.mismatches({name: tensor.numpy() for name, tensor in flatten(out)})
+
+
+@pytest.mark.parametrize("row", EVERY_ROW, ids=str)
+def test_a_row_is_informative(row: Row) -> None:
+    case = row.case()
+    assert case.main
+    for name in case.main:
+        live = case.outputs[name][case.live(name, case.outputs[name])]
+        assert np.isfinite(live).all(), name
+        assert live.size < 5 or live.std() > 1e-3, f"{name} is constant"
+        assert case.tolerance(name) <= 1e-4 * max(1.0, np.abs(live).max()), f"{name} is lost in rounding"
+
+
+@pytest.mark.parametrize("row", [row for row in CASES if row.id == "B" and row.head not in WITHOUT_LOSS], ids=str)
+def test_gradients_reach_the_weights(row: Row) -> None:
+    training = row.case().training
+    assert all(np.isfinite(loss) and loss != 0 for loss in training.losses.values())
+    idle = [key for key, gradient in training.gradients.items() if not gradient.any()]
+    assert len(idle) <= 2, idle  # what the reference's own forward leaves out: spec-augment's mask, CLIP's last norm, the quantizer's argmax
+
+
+def test_the_reference_is_the_pinned_one() -> None:
+    assert importlib.metadata.version("transformers") == REFERENCE
