@@ -13,8 +13,9 @@ from .ir.config import Config
 from .ir.definition import Definition
 from .ir.errors import CheckpointError, nearest
 from .ir.graph import Param
+from .ir.initialize import initialize
 from .ir.layer import Layer, name_tree
-from .ir.weights import SelectedWeights, Weights
+from .ir.weights import ArrayWeights, SelectedWeights, Weights
 
 
 class Model(Definition):
@@ -39,9 +40,6 @@ class Model(Definition):
         super().__init__(layer, inputs, weights, name=options.pop("name", head), **options)  # type: ignore[arg-type]
         self.config, self.card, self.head, self.folder = config, card, head, folder
         if weights is None:
-            from .ir.initialize import initialize
-            from .ir.weights import ArrayWeights
-
             self.weights = ArrayWeights(initialize(self.params, seed))
 
     @property
@@ -51,8 +49,6 @@ class Model(Definition):
 
     def with_weights(self, arrays: Mapping[str, Any]) -> Model:
         """The same model with other weights by key; missing, extra and misshapen ones are listed at once."""
-        from .ir.weights import ArrayWeights
-
         weights = ArrayWeights(arrays)
         stored = match(self.params, weights, lambda p: [p.key], where=self.name)
         if extra := sorted(set(arrays) - set(stored)):
@@ -143,11 +139,9 @@ def assemble(
     layer = head.build(config)
     names = card.names_for(head)
     params = name_tree(layer, names.key)
-    absent: list[Param] | None = [] if init_missing else None
-    stored = match(params, weights, lambda p: spellings(p.key, head.prefix, card.base, card.also), where=folder or name, absent=absent)
-    from .ir.initialize import initialize
-
-    new = initialize(absent or [], seed)
+    absent: list[Param] = []
+    stored = match(params, weights, lambda p: spellings(p.key, head.prefix, card.base, card.also), where=folder or name, absent=absent, all_optional=init_missing)
+    new = initialize(absent, seed)
     _check_unused(card, config, weights, set(stored.values()), folder or name, strict)
     always = ["*hidden_states.*"] * config.output_hidden_states + ["*attentions.*"] * config.output_attentions
     selected = SelectedWeights(weights, stored, new)
@@ -157,18 +151,20 @@ def assemble(
     )  # fmt: skip
 
 
-def match(params: Iterable[Param], weights: Weights, names: Any, *, where: str, absent: list[Param] | None = None) -> dict[str, str]:
+def match(params: Iterable[Param], weights: Weights, names: Any, *, where: str, absent: list[Param] | None = None, all_optional: bool = False) -> dict[str, str]:
     """For each parameter's key the name it is stored under; CheckpointError lists every missing and misshapen one.
 
-    Where `absent` is a list, missing ones are put there instead.
+    Buffers that a checkpoint need not hold (all parameters, if `all_optional`) are put into `absent` instead.
     """
     stored: dict[str, str] = {}
     missing: list[str] = []
     wrong: list[str] = []
     for p in params:
         found = next((k for k in names(p) if k in weights), None)
-        if found is None:
-            missing.append(p.key) if absent is None else absent.append(p)
+        if found is None and absent is not None and (all_optional or not isinstance(p.init, str)):
+            absent.append(p)
+        elif found is None:
+            missing.append(p.key)
         elif (shape := weights.spec(found)[1]) != p.shape:
             wrong.append(f"{found} has shape {list(shape)}, expected {list(p.shape)}")
         else:

@@ -16,7 +16,7 @@ from ..frontends.jax import as_program
 from ..frontends.jax_table import JAX, jax, native_dtype
 from ..ir.atomic import atomic_folder
 from ..ir.definition import Definition
-from ..ir.errors import InterlinguaError, MissingExtraError, TargetError, UsageError, nearest
+from ..ir.errors import MissingExtraError, TargetError, UsageError, nearest
 from ..ir.graph import Graph, Param, Value
 from ..ir.sizes import bind
 from ..ir.types import Type
@@ -79,7 +79,7 @@ def describe(
         dtype, shape = files.weights.spec(param.key)
         at = files.places[param.key]
         rows.append({"name": param.key, "type": str(Type(dtype, shape)), "file": at.file, "offset": at.offset})
-    details = {"platforms": list(platforms), "jax": jax.__version__, "weights": rows}
+    details = {"platforms": list(platforms), "jax": jax.__version__, "limits": {str(d): k for d, k in graph.limits.items()}, "weights": rows}
     sizes = files.files(p.key for p in params)
     return graph_file(graph, f"{stem}.stablehlo", "stablehlo", model=definition.name, head=head, details=details, weights=sizes)
 
@@ -103,18 +103,22 @@ def to_exported(graph: Graph, platforms: Sequence[str] = PLATFORMS) -> tuple[Any
 
 
 def symbolic_sizes(graph: Graph) -> dict[str, Any]:
-    """JAX's sizes for the names of our own, with the graph's least values.
+    """JAX's sizes for the names of our own, constrained by the least and largest values that the graph knows.
 
     JAX's are at least 1; a size that may be 0 is one less than such a size.
     """
     names = sorted(set().union(*(v.type.names() for v in graph.inputs)))
-    least = {name: graph.bounds.get(name, 1) for name in names}
-    symbols = {name: name if least[name] > 0 else f"{name}_and_1" for name in names}
-    constraints = [f"{symbols[name]} >= {n}" for name, n in least.items() if n > 1]
-    if not names:
-        return {}
-    made = jax.export.symbolic_shape(",".join(symbols.values()), constraints=constraints)
-    return {name: size if least[name] > 0 else size - 1 for name, size in zip(names, made, strict=True)}
+    free = [n for n in names if graph.bounds.get(n, 1) < 1]
+
+    def sizes(*constraints: str) -> dict[str, Any]:
+        symbols = [f"{n}_and_1" if n in free else n for n in names]
+        made = jax.export.symbolic_shape(",".join(symbols), constraints=constraints) if names else ()
+        return {n: size - 1 if n in free else size for n, size in zip(names, made, strict=True)}
+
+    plain = sizes()  # whose text is JAX's own notation
+    least = [f"{plain[n]} >= {k}" for n, k in graph.bounds.items() if k > 1 and n in plain]
+    most = [f"{bind(d, plain, JAX.minimum, JAX.maximum)} <= {k}" for d, k in graph.limits.items() if d.names() <= plain.keys()]
+    return sizes(*least, *most)
 
 
 def _spec(value: Value, sizes: Mapping[str, Any]) -> Any:
@@ -126,5 +130,3 @@ def _serialized(exported: Any) -> bytes:
         return bytes(exported.serialize())
     except ImportError as error:  # jax needs flatbuffers for this alone
         raise MissingExtraError("jax", "a StableHLO file") from error
-    except Exception as error:
-        raise InterlinguaError(f"jax {jax.__version__} cannot serialise this program: {error}") from error

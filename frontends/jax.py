@@ -18,9 +18,7 @@ from .jax_table import JAX, jax, jnp, native_dtype
 Arrays = Mapping[str, Any]
 
 
-def as_function(
-    definition: Definition, *, outputs: Sequence[str] | None = None, training: bool = False, dtype: str | None = None
-) -> tuple[Any, ...]:
+def as_function(definition: Definition, *, outputs: Sequence[str] | None = None, training: bool = False, dtype: str | None = None) -> tuple[Any, ...]:
     """The model as a pure function and its parameters, a flat dict by checkpoint name.
 
     Without training `(fn, params)`, called as `fn(params, **inputs) -> outputs`. With training `(fn, params, state)`, called as
@@ -40,9 +38,9 @@ def as_function(
 
     def call(weights: Arrays, key: Any, inputs: Arrays) -> dict[str, Any]:
         _check_params(definition.name, weights, known)
-        given = {k: jnp.asarray(x) for k, x in inputs.items() if x is not None}
-        graph = graph_of(frozenset(given))
-        arrays = {v.name: given[v.name] for v in graph.inputs if v.name in given}
+        present = definition.present(inputs)
+        graph = graph_of(present)
+        arrays = {v.name: jnp.asarray(inputs[v.name]) for v in graph.inputs if v.name in present}
         if all(isinstance(d, int) for x in arrays.values() for d in x.shape):  # sizes are symbolic under jax.export
             check_inputs(_without_key(graph), arrays, definition.name)
         if any(v.name == "random_key" for v in graph.inputs):
@@ -67,7 +65,7 @@ def weights_of(params: Arrays, state: Arrays | None = None) -> dict[str, np.ndar
 
 
 def evaluate(graph: Graph, weights: Arrays, inputs: Arrays) -> dict[str, Any]:
-    """The outputs of a lowered graph; its `f32` is the dtype of its trainable floats, of its other floats or of its inputs, whichever it has first."""
+    """The outputs of a lowered graph, whose `f32` is the dtype of its trainable parameters, else of its other ones, else of its inputs."""
     params = graph.params()
     float = _float_of([weights[p.key] for p in params if p.trainable], [weights[p.key] for p in params], inputs.values())
     fit = lambda x, type: jnp.asarray(x).astype(_run_dtype(type, float))

@@ -14,7 +14,7 @@ from ..ir.definition import Definition, check_inputs
 from ..ir.graph import Graph, Param
 from ..ir.table import lower, run
 from ..ir.types import NUMPY_DTYPES, Type
-from .tensorflow_table import DTYPES, TF, TF_XLA, static_shape, tf
+from .tensorflow_table import DTYPES, TF, TF_XLA, TensorflowTable, static_shape, tf
 
 Tensor = Any
 
@@ -33,15 +33,17 @@ class Module(tf.Module):
 
     def _compiled(self, names: frozenset[str], training: bool) -> tuple[Graph, Callable[..., dict[str, Tensor]]]:
         graph = self.definition.graph(names, self.outputs, training=training)
-        return graph, as_function(graph, self.weights, jit_compile=self.jit_compile, float=self.float)
+        table = TF_XLA if self.jit_compile else TF
+        return graph, as_function(graph, self.weights, table.in_float(self.float), jit_compile=self.jit_compile)
 
     def __call__(self, training: bool = False, **inputs: Any) -> dict[str, Tensor]:
         """The outputs by name for tensors or arrays by name; None is an input left out.
 
         In training dropout draws from `tf.random`, and batch-norm statistics are assigned. Raises InputError for an input that does not fit.
         """
-        given = {k: _tensor(x) for k, x in inputs.items() if x is not None}
-        graph, function = self._function(frozenset(given), bool(training))
+        names = self.definition.present(inputs)
+        graph, function = self._function(names, bool(training))
+        given = {k: _tensor(inputs[k]) for k in names if k not in self.definition.flags}
         if any(v.name == "random_key" for v in graph.inputs):
             given["random_key"] = tf.bitcast(tf.random.uniform([2], tf.int32.min, tf.int32.max, tf.int32), tf.uint32)
         given = {v.name: given[v.name] for v in graph.inputs if v.name in given}
@@ -82,11 +84,10 @@ def variables_of(definition: Definition, params: Iterable[Param], float: str = "
     return {p.key: variable(p) for p in params}
 
 
-def as_function(graph: Graph, weights: Mapping[str, Any], *, jit_compile: bool, float: str = "f32") -> Callable[..., dict[str, Tensor]]:
+def as_function(graph: Graph, weights: Mapping[str, Any], table: TensorflowTable = TF, *, jit_compile: bool = False) -> Callable[..., dict[str, Tensor]]:
     """A `tf.function` of the graph's inputs, by place in the graph's order and named as they are; `weights` are variables by checkpoint name."""
-    table = (TF_XLA if jit_compile else TF).in_float(float)
     low = lower(graph, table)
-    spec = [tf.TensorSpec(static_shape(v.shape), dtype_in(v.type, float), v.name) for v in graph.inputs]
+    spec = [tf.TensorSpec(static_shape(v.shape), dtype_in(v.type, table.float), v.name) for v in graph.inputs]
 
     def call(*inputs: Tensor) -> dict[str, Tensor]:
         feed = {p: tf.convert_to_tensor(weights[p.key]) for p in low.params()}

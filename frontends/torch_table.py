@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -155,14 +155,14 @@ def _pad(node, x, *, low, high, mode, value, make):
             n = x.shape[axis]
             place = make(torch.arange, -lo, n + hi, dtype=torch.int64)
             if mode == "reflect":  # a triangle wave that turns on the first and the last element
-                period = make(torch.full, (), n * 2 - 2, dtype=torch.int64).clamp(min=1)
+                period = torch.sym_max(n * 2 - 2, 1)
                 place = place % period
                 place = torch.minimum(place, period - place)
             x = x.index_select(axis, place.clamp(min=0, max=n - 1))
     return x
 
 
-_MAKERS = frozenset({ops.iota, ops.random_uniform, ops.window, ops.update, ops.pad})
+_MAKERS = frozenset({ops.iota, ops.random_uniform, ops.window, ops.update, ops.pad, ops.ctc_loss})
 
 
 def _of_kind(dtype: str, value: float) -> float | int | bool:
@@ -316,14 +316,14 @@ def _resize(node, x, *, sizes, mode, align_corners):
 
 
 @TORCH.native(ops.ctc_loss)
-def _ctc_loss(log_probs, labels, input_lengths, label_lengths, *, blank):
+def _ctc_loss(log_probs, labels, input_lengths, label_lengths, *, blank, make):
     """torch's gradient is that with respect to logits, which it takes to be normalised; the term that adds nothing makes it the loss's own.
     A loss that is infinite has gradient zero, not NaN, so that it can be left out of a sum."""
-    loss = lambda x, **options: F.ctc_loss(x, labels, input_lengths, label_lengths, blank, "none", **options)  # noqa: E731
+    loss = lambda x, **options: F.ctc_loss(x, labels, input_lengths, label_lengths, blank, "none", **options)
     exact = loss(log_probs.detach())
     finite = loss(log_probs, zero_infinity=True)
-    steps = torch.cumsum(torch.ones_like(log_probs[:, :, 0]), 0)
-    counted = torch.logical_and(steps <= input_lengths, torch.isfinite(exact))
+    steps = make(torch.arange, log_probs.shape[0], dtype=torch.int64)[:, None]
+    counted = torch.logical_and(steps < input_lengths, torch.isfinite(exact))
     nothing = torch.where(counted, torch.exp(log_probs).sum(-1), 0.0).sum(0)
     return torch.where(torch.isinf(exact), exact, finite - (nothing - nothing.detach()))
 
@@ -391,12 +391,11 @@ class Tracing(Table):
     """
 
     def __init__(self, tracer: fx.Tracer, *, float: Any, device: Any, literals: Mapping[Any, Any]):
-        call = lambda f, *args, **kwargs: tracer.create_proxy("call_function", f, args, kwargs)  # noqa: E731
-        sizes = {"minimum": lambda a, b: call(torch.sym_min, a, b), "maximum": lambda a, b: call(torch.sym_max, a, b)}
-        super().__init__(TORCH.name, TORCH.rules, **sizes)
+        super().__init__(TORCH.name, TORCH.rules, minimum=torch.sym_min, maximum=torch.sym_max)
         self.wants_node, self.domain = TORCH.wants_node, TORCH.domain
         self.float, self.literals = float, literals
-        self.make = lambda f, *args, **kwargs: call(f, *args, **kwargs, **({} if device is None else {"device": device}))
+        where = {} if device is None else {"device": device}
+        self.make = lambda f, *args, **options: tracer.create_proxy("call_function", f, args, {**options, **where})
         self.numbers: set[Value] = set()
 
     def dtype(self, name: str) -> Any:
@@ -433,5 +432,3 @@ def _plain(x: Any) -> Any:
     """Python's own numbers in place of NumPy's, whose repr is not source."""
     return tuple(map(_plain, x)) if isinstance(x, tuple) else x.item() if isinstance(x, np.generic) else x
 
-
-Rule = Callable[..., Any]

@@ -34,7 +34,7 @@ class Cache:
         """i64[length]: the places of this call's tokens, counted from the first one ever; there are `most` places."""
         from .ops import iota
 
-        current().limit(self.past + length, most)
+        current().limit(self.past + length, most, "the model has no positions beyond")
         return iota(size=length) + self.past
 
     def sizes(self) -> dict[str, Size]:

@@ -28,8 +28,8 @@ class Definition:
 
     `inputs` are all that `layer.forward` takes, `usual` those that are present unless asked otherwise. A graph is traced for the set of
     inputs that are present; one left out is None in `forward` and means what the layer makes of that. `always` are globs of outputs on
-    demand that are given without being asked for. `flags` are inputs that are true or left out (`return_loss`), each with the types of other
-    inputs that it changes.
+    demand that are given without being asked for. `flags` are inputs whose presence changes the types of others, with those types;
+    one that is no tensor (not among `inputs`) is true or left out, as `return_loss`.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class Definition:
     def present(self, inputs: Mapping[str, Any]) -> frozenset[str]:
         """The names of the inputs that are there: neither None nor a flag that is false. InputError for an unknown name."""
         self._check_names(inputs)
-        return frozenset(k for k, x in inputs.items() if x is not None and not (k in self.flags and x is False))
+        return frozenset(k for k, x in inputs.items() if x is not None and x is not False)
 
     def _check_names(self, names: Iterable[str]) -> None:
         known = [*self.inputs, *self.flags]
@@ -73,8 +73,8 @@ class Definition:
     def _traced(self, names: frozenset[str], outputs: tuple[str, ...] | None, training: bool, cache: str) -> Graph:
         state = CACHES[cache]() if cache else None
         sizes = (state or Cache()).sizes()
-        raised = [f for f in self.flags if f in names]
-        types = {**self.inputs, **{k: t for f in raised for k, t in self.flags[f].items()}}
+        raised = [f for f in self.flags if f in names and f not in self.inputs]
+        types = {**self.inputs, **{k: t for f in self.flags if f in names for k, t in self.flags[f].items()}}
         present = {k: _substitute(t, sizes) if k in names else None for k, t in types.items()}
         graph = trace(self.layer, present, dict.fromkeys(raised, True), training=training, cache=state)
         wanted = select(graph.outputs, outputs, self.name, self.always)
@@ -121,9 +121,9 @@ def check_inputs(graph: Graph, arrays: Mapping[str, Any], name: str = "the model
         if size in sizes and sizes[size][0] < least:
             raise InputError(f"input {sizes[size][1]!r} has {size}={sizes[size][0]}, expected at least {least}")
     known = {k: s for k, (s, _) in sizes.items()}
-    for size, most in graph.limits.items():
+    for size, (most, why) in graph.limits.items():
         if size.names() <= set(known) and (got := size.bind(known)) > most:
-            raise InputError(f"{size} is {got}, expected at most {most}: {name} has no more positions")
+            raise InputError(f"{name}: {size} is {got}, expected at most {most}: {why}")
     for key, type in expected.items():
         for axis, d in enumerate(type.shape):
             if isinstance(d, Dim) and not d.name and d.names() <= set(sizes):

@@ -47,12 +47,13 @@ class Value:
 class Param(Value):
     """A leaf of a model. `name` is its place in the layer tree, `key` its name in the checkpoint; both are set before tracing.
 
-    `init` names how a new one is drawn: "fan_in", "normal", "zeros" or "ones". Integer and statistic buffers are `trainable=False`.
+    `init` names how a new one is drawn ("fan_in", "normal", "zeros" or "ones"), or is the array itself: a buffer that a checkpoint need not
+    hold. Integer and statistic buffers are not trainable.
     """
 
     __slots__ = ("init", "key", "trainable")
 
-    def __init__(self, *shape: int, dtype: str = "f32", init: str = "fan_in", trainable: bool = True):
+    def __init__(self, *shape: int, dtype: str = "f32", init: Any = "fan_in", trainable: bool = True):
         super().__init__(Type(dtype, shape))
         self.key, self.init, self.trainable = "", init, trainable and dtype in ("f32", "f16", "bf16", "f64")
 
@@ -93,7 +94,7 @@ def current() -> Graph:
 class Graph:
     """Nodes in order, named inputs and named outputs.
 
-    Equal nodes are merged as they are emitted. `taps` remembers what each layer returned, `bounds` the least value of a named size, `limits` the most of a size,
+    Equal nodes are merged as they are emitted. `taps` remembers what each layer returned, `bounds` the least value of a named size, `limits` the most of a size and why,
     `training` whether dropout and batch statistics are wanted, `cache` how keys and values of earlier calls are kept while tracing.
     """
 
@@ -103,7 +104,7 @@ class Graph:
         self.outputs: dict[str, Value] = {}
         self.taps: dict[str, Value] = {}
         self.bounds: dict[str, int] = dict(like.bounds) if like else {}
-        self.limits: dict[Any, int] = dict(like.limits) if like else {}
+        self.limits: dict[Any, tuple[int, str]] = dict(like.limits) if like else {}
         self.training = like.training if like else False
         self.cache: Any = like.cache if like else None
         self.collected: dict[str, list[Value]] = {}
@@ -129,12 +130,12 @@ class Graph:
         self.inputs.append(Value(type, name))
         return self.inputs[-1]
 
-    def limit(self, size: Any, most: int) -> None:
+    def limit(self, size: Any, most: int, why: str) -> None:
         """Declares that a size is at most that: checked now where it is a number, and else when inputs come."""
         if not isinstance(size, int):
-            self.limits[size] = min(most, self.limits.get(size, most))
+            self.limits.setdefault(size, (most, why))
         elif size > most:
-            raise ShapeError(f"a size is {size}, expected at most {most}\n  in: {self.path}")
+            raise ShapeError(f"a size is {size}, expected at most {most}: {why}\n  in: {self.path}")
 
     def random_key(self) -> Value:
         """The input that randomness is drawn from, declared on first use."""

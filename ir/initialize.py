@@ -21,6 +21,8 @@ def initialize(params: Iterable[Param], seed: int = 0) -> dict[str, np.ndarray]:
 
 def _draw(param: Param, seed: int) -> np.ndarray:
     dtype = NUMPY_DTYPES[param.type.dtype]
+    if not isinstance(param.init, str):
+        return np.asarray(param.init, dtype)
     if param.init in ("zeros", "ones"):
         return np.full(param.shape, param.init == "ones", dtype)
     generator = np.random.default_rng([seed, zlib.crc32(param.key.encode())])

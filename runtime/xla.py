@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -11,8 +12,9 @@ import numpy as np
 
 from ..exporters.artifact import GraphFile, find_graph, read_manifest
 from ..ir.definition import Definition
-from ..ir.errors import CheckpointError, InputError, InterlinguaError, MissingExtraError, TargetError
+from ..ir.errors import CheckpointError, InputError, InterlinguaError, MissingExtraError, ShapeError, TargetError
 from ..ir.graph import Graph
+from ..ir.sizes import parse_size
 from ..ir.types import NUMPY_DTYPES, Type
 from .session import Session
 
@@ -129,14 +131,18 @@ def _session(file: Path, folders: Sequence[Path], entry: GraphFile, graph: Graph
     platform = {"gpu": "cuda"}.get(place.platform, place.platform)
     if platform not in exported.platforms:
         raise TargetError(f"{file} was lowered for {', '.join(exported.platforms)}, not for {device}\n  export it again with that platform")
-    graph = entry.graph() if graph is None else graph
-    dtypes = [np.dtype(a.dtype) for a in exported.in_avals]
-    rows = entry.details.get("weights")
-    if not isinstance(rows, list) or len(rows) + len(graph.inputs) != len(dtypes):
-        raise CheckpointError(f"{file} takes {len(dtypes)} arrays, but interlingua.json does not list as many weights and inputs\n  export the model again")
-    weights = (_stored(row, folders).astype(dtype, copy=False) for row, dtype in zip(rows, dtypes, strict=False))
-    of_inputs = {v.name: dtype for v, dtype in zip(graph.inputs, dtypes[len(rows) :], strict=True)}
-    return XlaSession(graph, exported.call, weights, of_inputs, device=device, name=entry.model or file.stem, **options)
+    graph, rows = _signature(entry) if graph is None else graph, entry.details.get("weights")
+    if not isinstance(rows, list) or len(rows) + len(graph.inputs) != len(exported.in_avals):
+        raise CheckpointError(f"{file} takes {len(exported.in_avals)} arrays, unlike what interlingua.json lists\n  export the model again")
+    weights = (_stored(row, aval, folders) for row, aval in zip(rows, exported.in_avals, strict=False))
+    dtypes = {v.name: np.dtype(aval.dtype) for v, aval in zip(graph.inputs, exported.in_avals[len(rows) :], strict=True)}
+    return XlaSession(graph, exported.call, weights, dtypes, device=device, name=entry.model or file.stem, **options)
+
+
+def _signature(entry: GraphFile) -> Graph:
+    graph = entry.graph()
+    graph.limits = {parse_size(d): int(most) for d, most in entry.details.get("limits", {}).items()}
+    return graph
 
 
 def _deserialized(file: Path) -> Any:
@@ -149,15 +155,15 @@ def _deserialized(file: Path) -> Any:
         raise CheckpointError(f"{file} is not a program that jax {jax.__version__} can read: {error}\n  export the model again") from error
 
 
-def _stored(row: Mapping[str, Any], folders: Sequence[Path]) -> np.ndarray:
-    """A weight as it lies in its file, mapped."""
+def _stored(row: Mapping[str, Any], aval: Any, folders: Sequence[Path]) -> np.ndarray:
+    """A weight as it lies in its file, mapped where it is of the program's dtype."""
     try:
         type, offset = Type.parse(row["type"]), int(row["offset"])
         file = next(f / row["file"] for f in folders if (f / row["file"]).is_file())
-        count = int(np.prod(type.shape, dtype=np.int64))
-        raw = np.memmap(file, np.uint8, "r")[offset : offset + count * NUMPY_DTYPES[type.dtype].itemsize]
-        return raw.view(NUMPY_DTYPES[type.dtype]).reshape(type.shape)
-    except (KeyError, TypeError, ValueError, StopIteration, InterlinguaError) as error:
+        dtype = NUMPY_DTYPES[type.dtype]
+        raw = np.memmap(file, np.uint8, "r")[offset : offset + math.prod(aval.shape) * dtype.itemsize]
+        return raw.view(dtype).reshape(aval.shape).astype(aval.dtype, copy=False)
+    except (KeyError, TypeError, ValueError, StopIteration, ShapeError) as error:
         raise CheckpointError(f"weight {row!r:.200} of interlingua.json cannot be read: {error!r:.200}\n  export the model again") from error
 
 

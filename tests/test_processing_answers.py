@@ -57,7 +57,7 @@ def bert(kind: str, folder: Path, **config):
 def pipeline(task: str, **parts) -> Any:
     import transformers
 
-    return transformers.pipeline(task, **parts, device="cpu")
+    return transformers.pipeline(task, **parts, device="cpu")  # type: ignore
 
 
 def ask(made, head: str, *, top_k: int = 5, **raw):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .attention import Attention, Block, FusedAttention, PostNorm, PreNorm, attend, heads_first, heads_last, key_mask, run_blocks
-from .basic import ACTIVATIONS, Affine, BatchNorm, Conv, Dropout, Embedding, GatedMlp, GroupNorm, LayerNorm, Linear, Mlp, RMSNorm
+from .basic import ACTIVATIONS, Affine, BatchNorm, Conv, Dropout, DropPath, Embedding, GatedMlp, GroupNorm, LayerNorm, Linear, Mlp, RMSNorm
 from .heads import (
     LanguageModel,
     MultipleChoice,

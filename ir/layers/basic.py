@@ -111,6 +111,22 @@ class Dropout(Layer):
         return ops.dropout(x, graph.random_key(), rate=self.rate, site=graph.random_site())
 
 
+class DropPath(Layer):
+    """Drops whole samples of a residual branch while training (https://arxiv.org/abs/1603.09382)."""
+
+    def __init__(self, rate: float):
+        self.rate = rate
+
+    def forward(self, x: Value) -> Value:
+        """x [batch ...], some samples zeroed and the others scaled up while training."""
+        graph = current()
+        if not graph.training or not self.rate:
+            return x
+        shape = (x.shape[0], *(1,) * (x.rank - 1))
+        keep = ops.random_uniform(graph.random_key(), shape=shape, site=graph.random_site()) >= self.rate
+        return ops.where(keep, x * (1 / (1 - self.rate)), 0.0)
+
+
 class Conv(Layer):
     """A convolution over the trailing axes; padding is one number for both ends of an axis, or (low, high)."""
 
@@ -156,7 +172,7 @@ class BatchNorm(Layer):
         self.weight, self.bias = Param(n, init="ones"), Param(n, init="zeros")
         self.running_mean = Param(n, init="zeros", trainable=False)
         self.running_var = Param(n, init="ones", trainable=False)
-        self.num_batches_tracked = Param(dtype="i64", init="zeros")
+        self.num_batches_tracked = Param(dtype="i64", init=0)
         self.eps, self.momentum = eps, momentum
 
     def forward(self, x: Value) -> Value:

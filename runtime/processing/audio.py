@@ -11,11 +11,18 @@ from typing import Any
 import numpy as np
 
 from ...ir.errors import ConfigError, InputError
-from .files import Inputs, existing, preprocessor_settings
+from .files import Inputs, check_kinds, existing, preprocessor_settings
 from .wav import read_wav
 
 AudioSource = str | Path | np.ndarray | tuple[np.ndarray, int]
 EXTRACTORS = ("Wav2Vec2FeatureExtractor", "Wav2Vec2Processor")
+SETTING_KINDS: dict[str, tuple[type, ...]] = {
+    "do_normalize": (bool,),
+    "return_attention_mask": (bool,),
+    "padding_value": (int, float),
+    "padding_side": (str,),
+    "feature_extractor_type": (str,),
+}
 EPSILON = 1e-7  # added to the variance by the reference's Wav2Vec2FeatureExtractor
 LOBES = 10  # zero crossings of the resampling filter on each side; with the Kaiser window of beta 5: the filter of scipy.signal.resample_poly
 KAISER_BETA = 5.0
@@ -37,6 +44,7 @@ class AudioProcessor:
         folder = Path(folder)
         settings = preprocessor_settings(folder, "feature_extractor", "sound becomes input_values")
         source = folder / "preprocessor_config.json"
+        check_kinds(settings, SETTING_KINDS, source)
         kind = settings.get("feature_extractor_type", EXTRACTORS[0])
         if kind not in EXTRACTORS or settings.get("feature_size", 1) != 1:
             raise ConfigError(

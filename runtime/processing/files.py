@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ...ir.errors import CheckpointError, InterlinguaError, UsageError
+from ...ir.errors import CheckpointError, ConfigError, InterlinguaError, UsageError
 
 if TYPE_CHECKING:
     from tokenizers import Encoding
@@ -54,6 +54,15 @@ def read_json(path: Path) -> dict[str, Any]:
 def read_optional(path: Path) -> dict[str, Any]:
     """The object in a JSON file, `{}` where there is no such file."""
     return read_json(path) if path.is_file() else {}
+
+
+def check_kinds(settings: Mapping[str, Any], kinds: Mapping[str, tuple[type, ...]], source: Path) -> None:
+    """ConfigError for the first setting whose value is of none of the kinds that it may have; null counts as left out."""
+    for name, allowed in kinds.items():
+        value = settings.get(name)
+        if value is not None and not isinstance(value, allowed):
+            expected = " or ".join(kind.__name__ for kind in allowed)
+            raise ConfigError(f"{source}: {name}={value!r}, expected {expected}")
 
 
 def preprocessor_settings(folder: Path, part: str, what: str) -> dict[str, Any]:

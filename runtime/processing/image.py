@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from ...ir.errors import ConfigError, InputError, nearest
-from .files import Inputs, MediaError, existing, preprocessor_settings
+from .files import Inputs, MediaError, check_kinds, existing, preprocessor_settings
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -38,6 +38,13 @@ DEFAULTS["Bit"] = DEFAULTS["CLIP"]
 DEFAULTS["DeiT"] = DEFAULTS["CLIP"] | {"size": {"height": 256, "width": 256}, "image_mean": HALF, "image_std": HALF}
 MODEL_TYPES = {"vit": "ViT", "swin": "ViT", "resnet": "ConvNext", "clip": "CLIP", "clip_vision_model": "CLIP"}
 SUFFIXES = ("ImageProcessorFast", "ImageProcessor", "FeatureExtractor")
+
+SETTING_KINDS: dict[str, tuple[type, ...]] = (
+    dict.fromkeys(("do_resize", "do_center_crop", "do_rescale", "do_normalize"), (bool,))
+    | dict.fromkeys(("image_mean", "image_std"), (int, float, list))
+    | dict.fromkeys(("image_processor_type", "feature_extractor_type"), (str,))
+    | {"rescale_factor": (int, float), "crop_pct": (int, float), "resample": (int,)}
+)
 
 
 @dataclass(frozen=True)
@@ -66,6 +73,7 @@ class ImageProcessor:
         folder = Path(folder)
         settings = preprocessor_settings(folder, "image_processor", "images become pixel_values")
         source = folder / "preprocessor_config.json"
+        check_kinds(settings, SETTING_KINDS, source)
         kind = _kind(settings, config, source)
         settings = DEFAULTS[kind] | {key: value for key, value in settings.items() if value is not None}
         resize, crop = _geometry(kind, settings, source)
@@ -195,6 +203,8 @@ def _geometry(kind: str, settings: Mapping[str, Any], source: Path) -> tuple[Cal
         raise ConfigError(f"{source}: size={settings['size']}, expected {{'shortest_edge': n}} for a ConvNext processor")
     if size >= WARP_FROM:
         return (lambda height, width: (size, size)), None
+    if not settings["crop_pct"] > 0:
+        raise ConfigError(f"{source}: crop_pct={settings['crop_pct']}, expected a positive number")
     return _shortest_edge(int(size / settings["crop_pct"])), (size, size)
 
 
@@ -208,15 +218,15 @@ def _shortest_edge(edge: int) -> Callable[[int, int], tuple[int, int]]:
 
 def _size(value: Any, name: str, square: bool, source: Path) -> int | tuple[int, int]:
     """(height, width), or the length of the shortest edge."""
-    if isinstance(value, int) and value > 0:
-        return (value, value) if square else value
-    if isinstance(value, (list, tuple)) and len(value) == 2:
-        return int(value[0]), int(value[1])
-    if isinstance(value, dict) and set(value) == {"height", "width"}:
-        return int(value["height"]), int(value["width"])
-    if isinstance(value, dict) and set(value) == {"shortest_edge"}:
-        return int(value["shortest_edge"])
-    raise ConfigError(f"{source}: {name}={value!r}, expected a positive number, {{'height': h, 'width': w}} or {{'shortest_edge': n}}")
+    if isinstance(value, dict):
+        numbers = [value.get(key) for key in (("height", "width") if "height" in value else ("shortest_edge",))]
+        known = set(value) in ({"height", "width"}, {"shortest_edge"})
+    else:
+        numbers = list(value) if isinstance(value, list) else [value, value] if square else [value]
+        known = len(numbers) == (2 if isinstance(value, list) else len(numbers))
+    if not known or not all(isinstance(number, int) and number > 0 for number in numbers):
+        raise ConfigError(f"{source}: {name}={value!r}, expected a positive number, {{'height': h, 'width': w}} or {{'shortest_edge': n}}")
+    return numbers[0] if len(numbers) == 1 else (numbers[0], numbers[1])
 
 
 def _resample(value: Any, source: Path) -> int:
@@ -227,7 +237,7 @@ def _resample(value: Any, source: Path) -> int:
 
 def _per_channel(settings: Mapping[str, Any], name: str, channels: int, source: Path) -> tuple[float, ...]:
     value = settings[name]
-    values = (float(value),) * channels if isinstance(value, (int, float)) else tuple(float(v) for v in value)
-    if len(values) != channels:
-        raise ConfigError(f"{source}: {name} has {len(values)} values, expected {channels}: the model takes images of {channels} channels")
-    return values
+    values = list(value) if isinstance(value, (list, tuple)) else [value] * channels
+    if not all(isinstance(v, (int, float)) for v in values) or len(values) != channels:
+        raise ConfigError(f"{source}: {name}={value!r}, expected a number or {channels} of them: the model takes images of {channels} channels")
+    return tuple(float(v) for v in values)

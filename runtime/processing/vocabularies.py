@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...ir.errors import CheckpointError, ConfigError, UsageError, nearest
-from .files import read_json, read_optional
+from .files import check_kinds, read_json, read_optional
 from .sentencepiece_model import CONTROL, UNIGRAM, USER_DEFINED, read_model
 
 if TYPE_CHECKING:
@@ -20,6 +20,14 @@ if TYPE_CHECKING:
 
 Settings = dict[str, Any]
 ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+SIDES = ("padding_side", "truncation_side")
+SETTING_KINDS: dict[str, tuple[type, ...]] = (
+    dict.fromkeys(("do_lower_case", "strip_accents", "tokenize_chinese_chars", "add_prefix_space", "add_bos_token", "legacy"), (bool,))
+    | dict.fromkeys(("tokenizer_class", "target_lang", "word_delimiter_token", "replace_word_delimiter_char", *SIDES), (str,))
+    | dict.fromkeys(("model_max_length", "max_len"), (int, float))
+    | {"extra_ids": (int,), "pad_token_type_id": (int,), "model_input_names": (list,), "additional_special_tokens": (list,)}
+    | {"added_tokens_decoder": (dict,)}
+)
 CLIP_MERGES = 49152 - 256 - 2  # CLIP's merge table is longer than its vocabulary: what is beyond has no token
 
 
@@ -77,8 +85,25 @@ def _unknown(folder: Path, name: str) -> UsageError:
 
 
 def _settings(folder: Path) -> Settings:
+    """The settings of the three files, checked for what they may hold."""
+    source = folder / "tokenizer_config.json"
+    settings = read_optional(source)
+    check_kinds(settings, SETTING_KINDS, source)
+    try:
+        settings = _merged(folder, settings)
+    except (TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{source}: the tokens that it or a file beside it lists are malformed: {error}") from error
+    from tokenizers import AddedToken
+
+    check_kinds(settings, dict.fromkeys(ROLES, (str, AddedToken)), source)
+    side = next((name for name in SIDES if settings.get(name) not in (None, "left", "right")), None)
+    if side:
+        raise ConfigError(f"{source}: {side}={settings[side]!r}, expected 'left' or 'right'")
+    return settings
+
+
+def _merged(folder: Path, settings: Settings) -> Settings:
     """tokenizer_config.json, with the two older files merged in where it does not list the added tokens itself."""
-    settings = read_optional(folder / "tokenizer_config.json")
     settings = {key: _tokens(value) for key, value in settings.items()}
     if "added_tokens_decoder" in settings:
         settings["added_tokens"] = [_token(value) for _, value in sorted(settings["added_tokens_decoder"].items(), key=lambda item: int(item[0]))]
@@ -135,6 +160,7 @@ def _add_tokens(tokenizer: Tokenizer, settings: Settings, name: str) -> None:
 def _from_json(path: Path, settings: Settings, name: str) -> Tokenizer:
     """The tokenizer of a tokenizer.json; tokenizer_config.json overrules its casing and its prefix space, as in the reference."""
     data = read_json(path)
+    check_kinds(data, dict.fromkeys(("padding", "truncation", "normalizer", "pre_tokenizer"), (dict,)), path)
     padding, truncation = data.get("padding") or {}, data.get("truncation") or {}
     data["padding"] = data["truncation"] = None  # padding and truncation are a call's business, never the file's
     for key, value in (

@@ -1,0 +1,273 @@
+"""PyTorch: a definition as a `torch.nn.Module` whose forward is generated source.
+
+No interpreter runs at run time: for each set of inputs, in training and in evaluation, the one loop is run once over `torch.fx` proxies,
+and what it writes is compiled as a Python function of weights and inputs. `torch.compile`, autograd and `torch.export` see plain calls.
+"""
+
+from __future__ import annotations
+
+import copy
+import keyword
+import linecache
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from ..ir import ops
+from ..ir.definition import Definition
+from ..ir.errors import InputError, UsageError, nearest
+from ..ir.graph import Graph, Param
+from ..ir.table import lower, run
+from ..ir.types import KINDS, NUMPY_DTYPES
+from ..ir.weights import ArrayWeights
+from .torch_table import DTYPES, TORCH, Tracing, explicit_masks, fx, torch
+
+UPDATE = "update."
+
+
+def as_module(definition: Definition, *, outputs: Sequence[str] | None = None, device: Any = None, dtype: str | None = None) -> TorchModule:
+    """A module with its own copy of the weights: parameters that train, and buffers, under their checkpoint names.
+
+    Called as `net(**inputs) -> dict[str, Tensor]`; an input that is left out or None means what it means in the model. `train()` turns on
+    dropout, drawn from torch's own generator, and batch statistics, whose running means are updated in place. Floats are float32, or `dtype`
+    ("f16", "bf16", "f64"); `net.half()`, `net.double()` and `net.to(...)` work as on any module: what is `f32` in the model is the dtype of
+    its parameters, and float inputs are cast to it. Errors: UsageError for an unknown output or dtype.
+    """
+    if dtype is not None and dtype not in KINDS["float"]:
+        raise UsageError(f"dtype={dtype!r} is not a float dtype{nearest(dtype, KINDS['float'])}")
+    definition.graph(outputs=outputs)  # an unknown output is an error here and not in the first call
+    return _class_for(tuple(definition.inputs))(definition, outputs, device, dtype)
+
+
+def weights_of(module: torch.nn.Module) -> dict[str, np.ndarray]:
+    """A copy of a module's state, parameters and buffers, as arrays by checkpoint name."""
+    module = getattr(module, "_orig_mod", module)  # what torch.compile wraps
+    return {k: np.array(to_array(x)) for k, x in module.state_dict().items()}
+
+
+# ---- arrays --------------------------------------------------------------------------------------
+
+
+def to_tensor(array: np.ndarray, dtype: str = "", device: Any = None) -> torch.Tensor:
+    """A tensor with a copy of an array's numbers, in `dtype` where it is given."""
+    array = np.array(array, order="C")
+    tensor = torch.from_numpy(array.view(np.uint16)).view(torch.bfloat16) if array.dtype == NUMPY_DTYPES["bf16"] else torch.from_numpy(array)
+    return tensor.to(device=device, dtype=DTYPES[dtype] if dtype else None)
+
+
+def to_array(tensor: torch.Tensor) -> np.ndarray:
+    """A tensor's numbers, in its own memory where that is the host's."""
+    tensor = tensor.detach().cpu()
+    return tensor.view(torch.uint16).numpy().view(NUMPY_DTYPES["bf16"]) if tensor.dtype == torch.bfloat16 else tensor.numpy()
+
+
+def weight(definition: Definition, param: Param, dtype: str | None, device: Any) -> torch.Tensor:
+    """A parameter's weight; `f32` in the model is `dtype`."""
+    own = param.type.dtype
+    return to_tensor(definition.weights.array(param.key), dtype if dtype and own == "f32" else own, device)
+
+
+# ---- programs ------------------------------------------------------------------------------------
+
+
+class Program:
+    """A graph as a Python function: `function(self, *weights, *inputs) -> dict`, `self` unused.
+
+    `weights` are the names of parameters and of literal arrays in the function's order, `literals` the latter, `inputs` the ranks of inputs
+    by name. Pickled as its source.
+    """
+
+    def __init__(self, source: str, scope: Mapping[str, Any], weights: Sequence[str], literals: Mapping[str, np.ndarray], inputs: Mapping[str, int]):
+        self.source, self.scope = source, dict(scope)
+        self.weights, self.literals, self.inputs = tuple(weights), dict(literals), dict(inputs)
+        self.function = self._compiled()
+
+    def _compiled(self) -> Any:
+        file = f"<generated {id(self):x}>"
+        linecache.cache[file] = (len(self.source), None, self.source.splitlines(True), file)  # for tracebacks
+        scope = dict(self.scope)
+        exec(compile(self.source, file, "exec"), scope)
+        return scope["forward"]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Program, (self.source, self.scope, self.weights, self.literals, self.inputs)
+
+
+def program(graph: Graph, state: Iterable[Param] = ()) -> Program:
+    """The program of a graph. New values of parameters in `state` (outputs `update.<name>`) are written to them and not returned."""
+    graph = lower(explicit_masks(graph), TORCH)
+    updates = {p: graph.outputs[UPDATE + p.key] for p in state if UPDATE + p.key in graph.outputs}
+    params = list(dict.fromkeys([*graph.params(), *updates]))
+    arrays = list(dict.fromkeys((n.attrs["value"], n.attrs["dtype"]) for n in graph.live() if n.op is ops.literal))
+    literals = {f"literal_{value.digest}_{dtype}": value.array.astype(NUMPY_DTYPES[dtype]) for value, dtype in arrays}
+    inputs = [v for v in graph.inputs if v.name != "random_key"]
+    weights = [*(p.key for p in params), *literals]
+
+    code = fx.Graph()
+    tracer = fx.proxy.GraphAppendingTracer(code)
+    names = _identifiers([*weights, *(v.name for v in inputs)])
+    leaf: dict[Any, fx.Proxy] = {k: fx.Proxy(code.placeholder(name), tracer) for k, name in zip([*params, *arrays, *inputs], names, strict=True)}
+    floats = [v for v in (*sorted(params, key=lambda p: not p.trainable), *inputs) if v.type.dtype == "f32"]
+    device = next((x.device for x in leaf.values()), None)
+    table = Tracing(tracer, float=leaf[floats[0]].dtype if floats else torch.float32, device=device, literals=leaf)
+
+    feed = {p: leaf[p] for p in params} | {v: leaf[v].to(table.dtype(v.type.dtype)) for v in inputs}
+    feed |= dict.fromkeys(set(graph.inputs) - set(inputs))  # the random key: torch draws from its own generator
+    made = {k: table.tensor(graph.outputs[k], x) for k, x in run(graph, table, feed).items()}
+    for p in updates:
+        leaf[p].copy_(made.pop(UPDATE + p.key).detach())
+    code.output({k: x.node for k, x in made.items()})
+    written = code.python_code("self")
+    return Program(written.src, written.globals, weights, literals, {v.name: v.rank for v in inputs})
+
+
+def _identifiers(names: Iterable[str]) -> list[str]:
+    """Names as different Python identifiers."""
+    taken = {"self": None}
+    for name in names:
+        name = re.sub(r"\W|^(?=\d)", "_", name) or "_"
+        while name in taken or keyword.iskeyword(name):
+            name += "_"
+        taken[name] = None
+    return list(taken)[1:]
+
+
+# ---- modules -------------------------------------------------------------------------------------
+
+
+class Group(torch.nn.Module):
+    """Parameters, buffers and groups under the names that a checkpoint uses, which may be names of a Module's own attributes."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "training":  # the flag, also where a weight has that name
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
+
+    def put(self, key: str, tensor: torch.Tensor, trainable: bool) -> None:
+        """Adds a weight under a dotted name."""
+        group: torch.nn.Module = self
+        *path, name = key.split(".")
+        for part in path:
+            group = group._modules.setdefault(part, Group())  # type: ignore[assignment]
+        if trainable:
+            group._parameters[name] = torch.nn.Parameter(tensor)
+        else:
+            group._buffers[name] = tensor
+
+    def places(self) -> Iterator[tuple[str, tuple[dict[str, Any], str]]]:
+        """(dotted name, (the dict that holds it, its name there)) for each parameter and buffer."""
+        for path, group in self.named_modules():
+            for held in (group._parameters, group._buffers):
+                for name in held:
+                    yield f"{path}.{name}" if path else name, (held, name)
+
+
+class TorchModule(Group):
+    """A model as `as_module` makes it. `forward` has the model's inputs as its arguments, in the model's order."""
+
+    names: tuple[str, ...] = ()
+
+    def __init__(self, definition: Definition, outputs: Sequence[str] | None, device: Any, dtype: str | None):
+        super().__init__()
+        keys = {p.name: p.key for p in definition.params}
+        options = {"usual": definition.usual, "always": definition.always, "name": definition.name, "key": keys.__getitem__}
+        self._definition: Definition | None = Definition(definition.layer, definition.inputs, ArrayWeights({}), **options)
+        self._outputs = None if outputs is None else tuple(outputs)
+        self._programs: dict[tuple[tuple[str, ...], bool], Program] = {}
+        for p in definition.params:
+            self.put(p.key, weight(definition, p, dtype, device), p.trainable)
+        self._places = dict(self.places())
+
+    def source(self, *inputs: str) -> str:
+        """The Python source that runs for a set of inputs, by default the usual ones, in the present mode."""
+        names = self._ordered(inputs) if inputs else self._usual()
+        self._ready(names, self.training)
+        return self._programs[names, self.training].source
+
+    def _call(self, inputs: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+        names = tuple([k for k, x in inputs.items() if x is not None])
+        self._ready(names, self.training)
+        made = self._programs[names, self.training]
+        arguments = []
+        for key in made.weights:
+            held, name = self._places[key]
+            arguments.append(held[name])
+        for name, rank in made.inputs.items():
+            x = inputs[name]
+            if not isinstance(x, torch.Tensor) or x.dim() != rank:
+                raise InputError(_misfit(name, x, rank))
+            arguments.append(x)
+        return made.function(None, *arguments)
+
+    @torch.compiler.assume_constant_result
+    def _ready(self, names: tuple[str, ...], training: bool) -> bool:
+        """Writes the program for a set of inputs where there is none yet; torch.compile does not look in here, it sees the program."""
+        if (names, training) in self._programs:
+            return True
+        if self._definition is None:
+            known = " or ".join(sorted({", ".join(names) for names, _ in self._programs}))
+            raise UsageError(f"a module that was unpickled runs with inputs {known}; got {', '.join(names)}\n  make it anew, then load_state_dict")
+        made = program(self._definition.graph(names, self._outputs, training=training), self._definition.params)
+        with torch.inference_mode(False):
+            for key in made.literals.keys() - self._places.keys():
+                self._add_literal(key, to_tensor(made.literals[key]))
+        self._programs[names, training] = made
+        return True
+
+    def _add_literal(self, key: str, tensor: torch.Tensor) -> None:
+        """A constant array as a buffer, which moves with the module and is not part of its state."""
+        like = next((x for x in self.parameters() if x.is_floating_point()), tensor)
+        self.register_buffer(key, tensor.to(like.device, like.dtype if tensor.is_floating_point() else tensor.dtype), persistent=False)
+        self._places[key] = (self._buffers, key)
+
+    def _ordered(self, inputs: Iterable[str]) -> tuple[str, ...]:
+        return tuple(sorted(inputs, key=lambda k: self.names.index(k) if k in self.names else len(self.names)))
+
+    def _usual(self) -> tuple[str, ...]:
+        return self._ordered(self._definition.usual) if self._definition else next(iter(self._programs))[0]
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._places = dict(self.places())
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> TorchModule:
+        """A copy with its own weights; what was traced and written is shared."""
+        shared = {"_definition": self._definition, "_programs": dict(self._programs), "_places": {}}
+        made = memo[id(self)] = type(self).__new__(type(self))
+        made.__setstate__(copy.deepcopy({k: v for k, v in self.__dict__.items() if k not in shared}, memo) | shared)
+        return made
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Weights and programs: those written so far and those of the usual inputs. The model's own code is not needed to read them."""
+        if self._definition is not None:
+            for training in (False, True):
+                self._ready(self._usual(), training)
+        return _blank, (self.names,), {**self.__dict__, "_definition": None, "_places": {}}
+
+
+def _misfit(name: str, x: Any, rank: int) -> str:
+    if not isinstance(x, torch.Tensor):
+        return f"input {name!r} is {type(x).__name__}, expected a torch.Tensor of rank {rank}"
+    return f"input {name!r} has shape {list(x.shape)}, expected rank {rank}"
+
+
+@cache
+def _class_for(names: tuple[str, ...]) -> type[TorchModule]:
+    """TorchModule with a `forward` that names its inputs, which help() and torch.export read."""
+    named = [k for k in names if k.isidentifier() and not keyword.iskeyword(k) and k not in ("self", "others")]
+    arguments = "".join(f"{k}=None, " for k in named)
+    present = "".join(f"{k!r}: {k}, " for k in named)
+    scope: dict[str, Any] = {}
+    exec(f"def forward(self, {arguments}**others):\n    return self._call({{{present}**others}})\n", scope)
+    scope["forward"].__doc__ = f"The outputs by name, for inputs {', '.join(names)}."
+    return type("TorchModule", (TorchModule,), {"names": names, "forward": scope["forward"], "__module__": __name__, "__doc__": TorchModule.__doc__})
+
+
+def _blank(names: tuple[str, ...]) -> TorchModule:
+    """An empty module of the class for those inputs, for unpickling."""
+    kind = _class_for(names)
+    return kind.__new__(kind)
