@@ -98,12 +98,13 @@ def to_proto(graph: Graph, weights: Weights, *, opset: int = OPSET, place: Calla
 
     made = run(graph, OnnxTable(tape), feed, observe=learn)
     _name_outputs(tape, made)
+    nodes, constants = tape.live(graph.outputs)
     proto = helper.make_graph(
-        tape.nodes,
+        nodes,
         name,
         [_info(v.name, v.type) for v in graph.inputs],
         [_info(k, v.type) for k, v in graph.outputs.items()],
-        [*feed.initializers, *tape.constants],
+        [*feed.initializers, *constants],
     )
     return helper.make_model(proto, opset_imports=[helper.make_opsetid("", opset)], ir_version=IR_VERSIONS[opset], producer_name="interlingua")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -12,6 +12,7 @@ import numpy as np
 from ..ir import ops
 from ..ir.graph import Node
 from ..ir.op import Op
+from ..ir.signature import broadcast
 from ..ir.sizes import Size, product
 from ..ir.table import Table
 from .onnx_tape import DATA_TYPES, Tape
@@ -125,7 +126,7 @@ def _(t: Tape, node: Node, *, size: Size) -> str:
 # ---- shape --------------------------------------------------------------------------------------
 
 rule(ops.reshape)(lambda t, node, x, *, shape: t.reshape(x, shape_in(node), shape))
-rule(ops.transpose)(lambda t, node, x, *, perm: t("Transpose", x, perm=perm))
+rule(ops.transpose)(lambda t, node, x, *, perm: t.transpose(x, perm))
 rule(ops.broadcast_to)(lambda t, node, x, *, shape: x if shape_in(node) == shape else t("Expand", x, t.shape(shape)))
 rule(ops.concat)(lambda t, node, *xs, axis: xs[0] if len(xs) == 1 else t("Concat", *xs, axis=axis))
 rule(ops.flip)(lambda t, node, x, *, axis: _slice(t, x, axis, t.constant([-1]), t.constant([np.iinfo(np.int64).min]), -1))
@@ -249,22 +250,48 @@ def _attention_fits(node: Node) -> bool:
 
 @rule(ops.attention, since=23, when=_attention_fits)
 def _(t: Tape, node: Node, q: str, k: str, v: str, mask: str | None, bias: str | None, *_: str | None, scale: float, causal: bool, **__: Any) -> str:
+    attrs: dict[str, Any] = {"scale": float(scale), "is_causal": int(causal) or None}
+    both, seen = _attention_mask(t, node, mask, bias), _seen(t, node, mask)
+    (batch, heads, rows, _), kv_heads, width = shape_in(node), shape_in(node, 1)[1], shape_in(node, 2)[-1]
+    sources = [t.untransposed(x) for x in (q, k, v)]
+    if any(perm != (0, 2, 1, 3) for _, perm in sources) or (seen and seen[1][1] != 1):
+        return _where_seen(t, node, seen and seen[0], t("Attention", q, k, v, both, **attrs))
+    # operands made of [batch rows heads size] are taken as [batch rows heads*size]: nothing is moved
+    q, k, v = (_joined(t, x, shape_in(node, i)) for i, (x, _) in enumerate(sources))
+    y = t("Attention", q, k, v, both, q_num_heads=heads, kv_num_heads=kv_heads, **attrs)
+    y = _where_seen(t, node, seen and t.reshape(*seen, (seen[1][0], *seen[1][2:])), y)
+    return t.transpose(t.reshape(y, (batch, rows, heads * width), (batch, rows, heads, width)), (0, 2, 1, 3))
+
+
+def _joined(t: Tape, x: str, shape: tuple[Size, ...]) -> str:
+    """[batch rows heads size] as [batch rows heads*size], given the shape after heads and rows change places."""
+    batch, heads, rows, size = shape
+    return t.reshape(x, (batch, rows, heads, size), (batch, rows, heads * size))
+
+
+def _attention_mask(t: Tape, node: Node, mask: str | None, bias: str | None) -> str | None:
+    """Mask and bias as one operand, of rank 4 and with the rows of the queries, which it does not repeat itself."""
+    both = t("Where", mask, bias, t.constant(-math.inf, dtype_in(node))) if mask and bias else mask or bias
+    if both is None:
+        return None
+    shape = broadcast(*(x.shape for x in node.inputs[3:5] if x is not None))
+    wide = (*(1,) * (4 - len(shape)), *shape)
     rows = shape_in(node)[-2]
-    combined = mask if bias is None else bias
-    shape = shape_in(node, 3 if bias is None else 4) if combined else ()
-    if mask and bias:
-        combined, shape = t("Where", mask, bias, t.constant(-math.inf, dtype_in(node))), _meet(shape_in(node, 3), shape)
-    if combined:
-        combined = t.reshape(combined, shape, (*(1,) * (4 - len(shape)), *shape))
-        if shape[-2] == 1 != rows:  # its rows do not broadcast
-            combined = t("Expand", combined, t.shape((1, 1, rows, 1)))
-    return t("Attention", q, k, v, combined, scale=float(scale), is_causal=int(causal) or None)
+    both = t.reshape(both, shape, wide)
+    return both if wide[-2] == rows else t("Expand", both, t.shape((1, 1, rows, 1)))
 
 
-def _meet(a: Sequence[Size], b: Sequence[Size]) -> tuple[Size, ...]:
-    """The sizes of what broadcasts from both."""
-    a, b = ((1,) * (4 - len(s)) + tuple(s) for s in (a, b))
-    return tuple(y if x == 1 else x for x, y in zip(a, b, strict=True))
+def _seen(t: Tape, node: Node, mask: str | None) -> tuple[str, tuple[Size, ...]] | None:
+    """Whether a row sees some key, [batch|1 heads|1 rows|1 1], and these sizes."""
+    if mask is None:
+        return None
+    shape = (*(1,) * (4 - len(shape_in(node, 3))), *shape_in(node, 3))
+    return t("ReduceMax", t.reshape(mask, shape_in(node, 3), shape), t.constant([-1]), keepdims=1), (*shape[:-1], 1)
+
+
+def _where_seen(t: Tape, node: Node, seen: str | None, y: str) -> str:
+    # the standard asks for zeros in rows that see no key since onnx 1.23; older runtimes give a mean or NaN
+    return y if seen is None else t("Where", seen, y, t.constant(0, dtype_in(node)))
 
 
 def _rotary_fits(node: Node) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -42,6 +42,8 @@ class Tape:
         self.sizes = Sizes(Table("sizes", size_of=self._size_of, minimum=_Length.minimum, maximum=_Length.maximum))
         self._names = dict.fromkeys(reserved, 1)
         self._written: dict[Any, Any] = {}
+        self._transposed: dict[str, tuple[str, tuple[int, ...]]] = {}
+        self._reshaped: dict[str, tuple[str, tuple[Size, ...]]] = {}
 
     def __call__(self, kind: str, *operands: str | None, outputs: int = 1, **attrs: Any) -> Any:
         """The name of the result of a node, or a tuple of names; attributes that are None are left out."""
@@ -107,16 +109,45 @@ class Tape:
         parts += [self.constant(plain)] if plain or not parts else []
         return parts[0] if len(parts) == 1 else self("Concat", *parts, axis=0)
 
+    def transpose(self, x: str, perm: tuple[int, ...]) -> str:
+        """x with its axes in another order; two that undo each other are none."""
+        source, first = self.untransposed(x)
+        if first and tuple(first[p] for p in perm) == tuple(range(len(perm))):
+            return source
+        made = self("Transpose", x, perm=perm)
+        self._transposed[made] = (x, perm)
+        return made
+
+    def untransposed(self, x: str) -> tuple[str, tuple[int, ...]]:
+        """What x is a transpose of, and by which order; x and () where it is none."""
+        return self._transposed.get(x, (x, ()))
+
     def reshape(self, x: str, source: Sequence[Size], shape: Sequence[Size]) -> str:
-        """x of sizes `source` in another shape, through a constant where one can say it: 0 copies a size, -1 infers one."""
-        if tuple(source) == tuple(shape):
-            return x
+        """x of sizes `source` in another shape; of several in a row the last one counts."""
+        origin, sizes = self._reshaped.get(x, (x, tuple(source)))
+        if sizes == tuple(shape):
+            return origin
+        made = self._reshape(origin, sizes, shape)
+        self._reshaped[made] = (origin, sizes)
+        return made
+
+    def _reshape(self, x: str, source: Sequence[Size], shape: Sequence[Size]) -> str:
+        # through a constant where one can say it: 0 copies a size, -1 infers one
         copied = [0 if isinstance(d, Dim) and i < len(source) and source[i] == d else d for i, d in enumerate(shape)]
         unknown = [i for i, d in enumerate(copied) if isinstance(d, Dim)]
         rest = [d for i, d in enumerate(shape) if i not in unknown]
         if 0 in shape or len(unknown) > 1 or (unknown and not all(map(self._positive, rest))):
             return self("Reshape", x, self.shape(shape), allowzero=1)
         return self("Reshape", x, self.constant([-1 if isinstance(d, Dim) else d for d in copied]))
+
+    def live(self, outputs: Iterable[str]) -> tuple[list[NodeProto], list[TensorProto]]:
+        """The nodes and constants that some output needs."""
+        need, nodes = set(outputs), []
+        for node in reversed(self.nodes):
+            if not need.isdisjoint(node.output):
+                need.update(node.input)
+                nodes.append(node)
+        return nodes[::-1], [c for c in self.constants if c.name in need]
 
     def _positive(self, size: Size) -> bool:
         # -1 cannot be inferred beside a size of 0

@@ -11,6 +11,7 @@ from ..frontends.tensorflow_table import tf
 from ..ir.atomic import atomic_folder
 from ..ir.definition import Definition
 from ..ir.graph import Graph
+from ..ir.weights import Weights
 from .artifact import GraphFile, graph_file, write_manifest
 from .onnx import Check
 
@@ -25,6 +26,7 @@ def export(
     inputs: Iterable[str] | None = None,
     outputs: Iterable[str] | None = None,
     graph: Graph | None = None,
+    weights: Weights | None = None,
     head: str = "",
     overwrite: bool = False,
     check: Check | None = None,
@@ -33,14 +35,14 @@ def export(
 
     Its signature `serving_default` has the graph's inputs and outputs under their own names and with sizes left open; variables lie in `weights` by
     checkpoint name. It is not bound to XLA, so that every runtime of TensorFlow serves it. `graph` stands in for the definition's graph of those
-    `inputs` and `outputs`; `check(files, staging, folder)` is called before anything appears, as `exporters.onnx.export` does.
+    `inputs` and `outputs`, `weights` for its weights; `check(files, staging, folder)` is called before anything appears, as `exporters.onnx.export` does.
 
     Raises UsageError for an existing output unless `overwrite`; then nothing is written.
     """
     folder = Path(folder)
     graph = definition.graph(inputs, outputs) if graph is None else graph
     module = tf.Module()
-    module.weights = variables_of(definition, graph.params())
+    module.weights = variables_of(definition.weights if weights is None else weights, graph.params())
     function = as_function(graph, module.weights)
     details = {"signature": SIGNATURE, "tensorflow": tf.__version__}
     entry = graph_file(graph, FILE, "saved_model", model=definition.name, head=head, weights=dict.fromkeys(_WEIGHTS, 0), details=details)

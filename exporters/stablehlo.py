@@ -117,7 +117,7 @@ def symbolic_sizes(graph: Graph) -> dict[str, Any]:
 
     plain = sizes()  # whose text is JAX's own notation
     least = [f"{plain[n]} >= {k}" for n, k in graph.bounds.items() if k > 1 and n in plain]
-    most = [f"{bind(d, plain, JAX.minimum, JAX.maximum)} <= {k}" for d, k in graph.limits.items() if d.names() <= plain.keys()]
+    most = [f"{bind(d, plain, JAX.minimum, JAX.maximum)} <= {k}" for d, (k, _) in graph.limits.items() if d.names() <= plain.keys()]
     return sizes(*least, *most)
 
 

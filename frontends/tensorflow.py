@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 
 from ..ir.definition import Definition, check_inputs
+from ..ir.errors import UsageError, nearest
 from ..ir.graph import Graph, Param
 from ..ir.table import lower, run
-from ..ir.types import NUMPY_DTYPES, Type
+from ..ir.types import KINDS, NUMPY_DTYPES, Type
+from ..ir.weights import Weights
 from .tensorflow_table import DTYPES, TF, TF_XLA, TensorflowTable, static_shape, tf
 
 Tensor = Any
@@ -28,7 +30,7 @@ class Module(tf.Module):
     def __init__(self, definition: Definition, outputs: Sequence[str] | None, jit_compile: bool, float: str):
         super().__init__(name=re.sub(r"\W", "_", f"m_{definition.name}"))
         self.definition, self.outputs, self.jit_compile, self.float = definition, outputs, jit_compile, float
-        self.weights = variables_of(definition, definition.params, float)
+        self.weights = variables_of(definition.weights, definition.params, float)
         self._function = lru_cache(maxsize=None)(self._compiled)
 
     def _compiled(self, names: frozenset[str], training: bool) -> tuple[Graph, Callable[..., dict[str, Tensor]]]:
@@ -62,9 +64,11 @@ def as_module(definition: Definition, *, outputs: Sequence[str] | None = None, j
     One `tf.function` of symbolic sizes serves each set of inputs. XLA compiles it once for every set of concrete sizes, some seconds for a
     large model: where each call has other sizes, pad them to a few lengths or give `jit_compile=False`.
 
-    `outputs` are globs (`hidden_states.*`); `dtype` stores float parameters as "bf16", "f16", "f32" or "f64" and computes in it.
+    `outputs` are globs (`hidden_states.*`); `dtype` stores float parameters as "bf16", "f16", "f32" or "f64" and computes in it. Raises UsageError
+    for an unknown output or dtype.
     """
-    return Module(definition, outputs, jit_compile, dtype or "f32")
+    definition.graph(outputs=outputs)  # an unknown output is an error here and not in the first call
+    return Module(definition, outputs, jit_compile, checked_float(dtype))
 
 
 def weights_of(module: Module) -> dict[str, np.ndarray]:
@@ -72,16 +76,23 @@ def weights_of(module: Module) -> dict[str, np.ndarray]:
     return {key: variable.numpy() for key, variable in module.weights.items()}
 
 
-def variables_of(definition: Definition, params: Iterable[Param], float: str = "f32") -> dict[str, Any]:
-    """Parameters as `tf.Variable`s by checkpoint name, floats in `float`."""
+def variables_of(weights: Weights, params: Iterable[Param], float: str = "f32") -> dict[str, Any]:
+    """Parameters as `tf.Variable`s by checkpoint name, in the dtypes that the graph gives them; `f32` means `float`."""
 
     def variable(param: Param) -> Any:
-        array = definition.weights.array(param.key).astype(dtype_in(param.type, float).as_numpy_dtype, copy=False)
+        array = weights.array(param.key).astype(dtype_in(param.type, float).as_numpy_dtype, copy=False)
         # what TensorFlow refuses as the name of a graph node, it takes as the key of a dict
         name = re.sub(r"^[^A-Za-z0-9.]", "w", re.sub(r"[^\w.\\/>-]", "_", param.key, flags=re.ASCII))
         return tf.Variable(array, trainable=param.trainable, name=name)
 
     return {p.key: variable(p) for p in params}
+
+
+def checked_float(dtype: str | None) -> str:
+    """The float to compute in; UsageError for what is none."""
+    if dtype is not None and dtype not in KINDS["float"]:
+        raise UsageError(f"dtype={dtype!r} is not a float dtype{nearest(dtype, KINDS['float'])}")
+    return dtype or "f32"
 
 
 def as_function(graph: Graph, weights: Mapping[str, Any], table: TensorflowTable = TF, *, jit_compile: bool = False) -> Callable[..., dict[str, Tensor]]:

@@ -7,11 +7,13 @@ and what it writes is compiled as a Python function of weights and inputs. `torc
 from __future__ import annotations
 
 import copy
+import importlib
 import keyword
 import linecache
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -38,7 +40,6 @@ def as_module(definition: Definition, *, outputs: Sequence[str] | None = None, d
     """
     if dtype is not None and dtype not in KINDS["float"]:
         raise UsageError(f"dtype={dtype!r} is not a float dtype{nearest(dtype, KINDS['float'])}")
-    definition.graph(outputs=outputs)  # an unknown output is an error here and not in the first call
     return _class_for(tuple(definition.inputs))(definition, outputs, device, dtype)
 
 
@@ -77,7 +78,7 @@ class Program:
     """A graph as a Python function: `function(self, *weights, *inputs) -> dict`, `self` unused.
 
     `weights` are the names of parameters and of literal arrays in the function's order, `literals` the latter, `inputs` the ranks of inputs
-    by name. Pickled as its source.
+    by name. `scope` is what the source refers to, modules by name. Pickled as its source.
     """
 
     def __init__(self, source: str, scope: Mapping[str, Any], weights: Sequence[str], literals: Mapping[str, np.ndarray], inputs: Mapping[str, int]):
@@ -88,7 +89,7 @@ class Program:
     def _compiled(self) -> Any:
         file = f"<generated {id(self):x}>"
         linecache.cache[file] = (len(self.source), None, self.source.splitlines(True), file)  # for tracebacks
-        scope = dict(self.scope)
+        scope = {k: importlib.import_module(x) if isinstance(x, str) else x for k, x in self.scope.items()}
         exec(compile(self.source, file, "exec"), scope)
         return scope["forward"]
 
@@ -121,7 +122,8 @@ def program(graph: Graph, state: Iterable[Param] = ()) -> Program:
         leaf[p].copy_(made.pop(UPDATE + p.key).detach())
     code.output({k: x.node for k, x in made.items()})
     written = code.python_code("self")
-    return Program(written.src, written.globals, weights, literals, {v.name: v.rank for v in inputs})
+    scope = {k: x.__name__ if isinstance(x, ModuleType) else x for k, x in written.globals.items()}
+    return Program(written.src, scope, weights, literals, {v.name: v.rank for v in inputs})
 
 
 def _identifiers(names: Iterable[str]) -> list[str]:
@@ -181,6 +183,7 @@ class TorchModule(Group):
         for p in definition.params:
             self.put(p.key, weight(definition, p, dtype, device), p.trainable)
         self._places = dict(self.places())
+        self._ready(self._usual(), training=False)  # an unknown output is an error here and not in the first call
 
     def source(self, *inputs: str) -> str:
         """The Python source that runs for a set of inputs, by default the usual ones, in the present mode."""
@@ -212,8 +215,11 @@ class TorchModule(Group):
             known = " or ".join(sorted({", ".join(names) for names, _ in self._programs}))
             raise UsageError(f"a module that was unpickled runs with inputs {known}; got {', '.join(names)}\n  make it anew, then load_state_dict")
         made = program(self._definition.graph(names, self._outputs, training=training), self._definition.params)
+        new = [k for k in made.literals if k not in self._places]
+        if new and torch.compiler.is_exporting():
+            raise UsageError(f"inputs {', '.join(names)} are met for the first time in torch.export\n  call the module with them once before")
         with torch.inference_mode(False):
-            for key in made.literals.keys() - self._places.keys():
+            for key in new:
                 self._add_literal(key, to_tensor(made.literals[key]))
         self._programs[names, training] = made
         return True

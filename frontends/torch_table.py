@@ -431,4 +431,3 @@ class Tracing(Table):
 def _plain(x: Any) -> Any:
     """Python's own numbers in place of NumPy's, whose repr is not source."""
     return tuple(map(_plain, x)) if isinstance(x, tuple) else x.item() if isinstance(x, np.generic) else x
-

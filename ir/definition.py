@@ -79,7 +79,9 @@ class Definition:
         graph = trace(self.layer, present, dict.fromkeys(raised, True), training=training, cache=state)
         wanted = select(graph.outputs, outputs, self.name, self.always)
         graph.outputs = {k: v for k, v in graph.outputs.items() if k in wanted or k.startswith(("update.", "present."))}
-        return graph.pruned()
+        pruned = graph.pruned()
+        pruned.ignored = names - {v.name for v in pruned.inputs}
+        return pruned
 
 
 def select(available: Iterable[str], patterns: Sequence[str] | None, name: str, always: Sequence[str] = ()) -> list[str]:
@@ -110,7 +112,7 @@ def _substitute(text: str, sizes: Mapping[str, Any]) -> str:
 def check_inputs(graph: Graph, arrays: Mapping[str, Any], name: str = "the model") -> None:
     """InputError unless arrays fit the graph's inputs: names, ranks, kinds of dtype, and every named size the same wherever it stands."""
     expected = {v.name: v.type for v in graph.inputs}
-    if unknown := sorted(set(arrays) - set(expected)):
+    if unknown := sorted(set(arrays) - set(expected) - graph.ignored):
         raise InputError(f"{name} has no input {unknown[0]!r}{nearest(unknown[0], expected)}")
     if missing := [k for k in expected if k not in arrays]:
         raise InputError(f"{name} lacks input {missing[0]!r}: {expected[missing[0]]}; it takes {', '.join(f'{k}: {t}' for k, t in expected.items())}")

@@ -94,8 +94,9 @@ def current() -> Graph:
 class Graph:
     """Nodes in order, named inputs and named outputs.
 
-    Equal nodes are merged as they are emitted. `taps` remembers what each layer returned, `bounds` the least value of a named size, `limits` the most of a size and why,
-    `training` whether dropout and batch statistics are wanted, `cache` how keys and values of earlier calls are kept while tracing.
+    Equal nodes are merged as they are emitted. `taps` remembers what each layer returned, `bounds` the least value of a named size, `limits`
+    the most of a size and why, `ignored` the names of inputs that may be given and that nothing reads, `training` whether dropout and batch
+    statistics are wanted, `cache` how keys and values of earlier calls are kept while tracing.
     """
 
     def __init__(self, like: Graph | None = None):
@@ -105,6 +106,7 @@ class Graph:
         self.taps: dict[str, Value] = {}
         self.bounds: dict[str, int] = dict(like.bounds) if like else {}
         self.limits: dict[Any, tuple[int, str]] = dict(like.limits) if like else {}
+        self.ignored: frozenset[str] = like.ignored if like else frozenset()
         self.training = like.training if like else False
         self.cache: Any = like.cache if like else None
         self.collected: dict[str, list[Value]] = {}

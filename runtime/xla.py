@@ -58,9 +58,9 @@ class XlaSession(Session):
         """An array for the input of that name, on the device and in the program's dtype. InputError for an integer that it cannot hold."""
         array, dtype = np.asarray(array), self._dtypes[name]
         if dtype.kind in "iu" and array.dtype.kind in "iu" and array.dtype.itemsize > dtype.itemsize and array.size:
-            limits = np.iinfo(dtype)
-            if worst := next((int(x) for x in (array.min(), array.max()) if not limits.min <= x <= limits.max), None):
-                raise InputError(f"input {name!r} has {worst}, expected at most {limits.max}: XLA computes integers in {dtype.itemsize * 8} bits")
+            bounds = np.iinfo(dtype)
+            if worst := next((int(x) for x in (array.min(), array.max()) if not bounds.min <= x <= bounds.max), None):
+                raise InputError(f"input {name!r} has {worst}, expected {bounds.min} to {bounds.max}: XLA computes integers in {dtype.itemsize * 8} bits")
         copied = name in self._donated  # what is given away must not be the caller's memory
         return self._jax.device_put(np.array(array, dtype) if copied else array.astype(dtype, copy=False), self._place)
 
@@ -141,7 +141,7 @@ def _session(file: Path, folders: Sequence[Path], entry: GraphFile, graph: Graph
 
 def _signature(entry: GraphFile) -> Graph:
     graph = entry.graph()
-    graph.limits = {parse_size(d): int(most) for d, most in entry.details.get("limits", {}).items()}
+    graph.limits = {parse_size(d): (int(most), why) for d, (most, why) in entry.details.get("limits", {}).items()}
     return graph
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 
+from hypothesis import settings
+
 _ENVIRONMENT = {
     # two test workers share two cores: more threads only fight
     "OMP_NUM_THREADS": "1",
@@ -24,3 +26,7 @@ _ENVIRONMENT = {
     "USE_FLAX": "0",
 }
 os.environ.update(_ENVIRONMENT)
+
+# the same examples on every run, however slow the machine
+settings.register_profile("repeatable", deadline=None, derandomize=True, database=None)
+settings.load_profile("repeatable")

@@ -352,6 +352,7 @@ for _op, _n in [(ops.attention, 3), (ops.attention_weights, 2)]:
         ("causal-more-rows", ("f32[b 4 t 6]", "f32[b 4 s 6]", "f32[b 4 s 5]"), (), {"causal": True}),
         ("causal-one-row", ("f32[b 4 1 6]", *QKV[1:]), (), {"causal": True}),
         ("causal-start", QKV, (None, None, given("i64[]", 2)), {"causal": True}),
+        ("causal-start-i32", QKV, (None, None, given("i32[]", 1)), {"causal": True}),
         ("causal-start-mask-bias", QKV, (MASK, "f32[4 s t]", given("i64[]", 3)), {"causal": True}),
         ("one-row", ("f32[b 4 1 6]", *QKV[1:]), (MASK,), {}),
         ("grouped", ("f32[b 6 s 8]", "f32[b 2 t 8]", "f32[b 2 t 5]"), (MASK,), {}),

@@ -164,6 +164,13 @@ def test_tokenizer_files_that_are_missing_or_corrupt(trained, tmp_path):
     (tmp_path / "merges.txt").write_text("#version: 0.2\na b\n")
     with pytest.raises(CheckpointError, match=r"vocab\.json \+ merges\.txt do not make a tokenizer"):
         TextProcessor.from_folder(tmp_path, {"model_type": "gpt2"})
+    for settings, message in (
+        ({"do_lower_case": "no"}, "do_lower_case='no', expected bool"),
+        ({"padding_side": "top"}, "padding_side='top', expected 'left' or 'right'"),
+        ({"additional_special_tokens": ["a", 1]}, r"additional_special_tokens\[1\]=1, expected str or AddedToken"),
+    ):
+        with pytest.raises(ConfigError, match=rf"tokenizer_config\.json: {message}"):
+            TextProcessor.from_folder(write(tmp_path, tokenizer_config=settings), {"model_type": "gpt2"})
     write(tmp_path, tokenizer_config={"tokenizer_class": "BortTokenizer"})
     with pytest.raises(ConfigError, match=r"BortTokenizer cannot be read without a tokenizer\.json; did you mean 'Bert'"):
         TextProcessor.from_folder(tmp_path, {"model_type": "gpt2"})

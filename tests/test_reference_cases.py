@@ -12,8 +12,9 @@ from oracle_specs import SPECS
 from reference_cases import CASES, EDGES, EITHER, VARIANTS, Row
 
 EVERY_ROW = [*CASES, *EDGES, *VARIANTS, *EITHER]
-_BARE = ("BertModel", "GPT2Model", "T5Model", "T5EncoderModel", "ViTModel", "ResNetModel", "Wav2Vec2Model", "CLIPTextModel", "CLIPVisionModel", "SwinModel")
-WITHOUT_LOSS = {*_BARE, "CLIPTextModelWithProjection", "CLIPVisionModelWithProjection", "ResNetBackbone", "SwinBackbone", "Wav2Vec2ForMaskedLM"}
+_BARE = ("Bert", "GPT2", "T5", "T5Encoder", "ViT", "ResNet", "Wav2Vec2", "CLIPText", "CLIPVision", "Swin")
+WITHOUT_LOSS = {f"{name}Model" for name in _BARE} | {"ResNetBackbone", "SwinBackbone", "Wav2Vec2ForMaskedLM"}
+WITHOUT_LOSS |= {"CLIPTextModelWithProjection", "CLIPVisionModelWithProjection"}
 
 
 def _reload(case: Case):
@@ -60,6 +61,20 @@ def test_gradients_reach_the_weights(row: Row) -> None:
     assert all(np.isfinite(loss) and loss != 0 for loss in training.losses.values())
     idle = [key for key, gradient in training.gradients.items() if not gradient.any()]
     assert len(idle) <= 2, idle  # what the reference's own forward leaves out: spec-augment's mask, CLIP's last norm, the quantizer's argmax
+
+
+def test_a_wrong_number_is_told() -> None:
+    case = next(row for row in CASES if str(row) == "BertForTokenClassification-A").case()
+    name, outputs = "logits", {**case.outputs}
+    dead = ~case.live(name, outputs[name])
+    assert dead.any()
+    outputs[name] = np.where(dead, 1e3, outputs[name])
+    assert not case.mismatches(outputs)
+    outputs[name] = outputs[name] + np.where(dead, 0, 2 * case.tolerance(name))
+    assert "logits is off by" in case.mismatches(outputs)[0]
+    assert "logits is missing" in case.mismatches({})[0]
+    with pytest.raises(AssertionError, match="logits has shape"):
+        case.mismatches({name: outputs[name][:, :1]})
 
 
 def test_the_reference_is_the_pinned_one() -> None:

@@ -7,7 +7,7 @@ import numpy as np
 from ..op import op
 from ..signature import Signature, broadcast, expects
 from ..sizes import Size
-from .elementwise import and_, less_equal, negative, where
+from .elementwise import and_, cast, less_equal, negative, where
 from .leaves import dropout as drop
 from .leaves import iota
 from .linear import matmul
@@ -20,7 +20,7 @@ LOWEST = -3.4028234663852886e38  # the least finite float32: a masked score, so 
 
 def causal_mask(rows: Size, keys: Size, start=None):
     """bool[rows keys]: row i sees keys up to start + i; without start the last row sees all."""
-    first = keys - rows if start is None else start
+    first = keys - rows if start is None else start if start.type.dtype == "i64" else cast(start, dtype="i64")
     return less_equal(iota(size=keys)[None, :], (iota(size=rows) + first)[:, None])
 
 

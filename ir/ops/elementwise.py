@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..op import Op, op
-from ..types import NUMPY_DTYPES, Type
+from ..types import NUMPY_DTYPES
 from .numeric import erf as numpy_erf
 
 
@@ -64,7 +64,7 @@ def where(test, x, y):
     return np.where(test, x, y)
 
 
-@op(lambda x, *, dtype: Type(dtype, x.shape))
+@op("any[*b] -> dtype[*b]")
 def cast(x, *, dtype):
     """x as another dtype; floats to integers drop the fraction, numbers to bool ask whether they differ from zero."""
     return x.astype(NUMPY_DTYPES[dtype])

@@ -12,7 +12,7 @@ import numpy as np
 
 from ...ir.errors import ConfigError, InputError
 from .files import Inputs, check_kinds, existing, preprocessor_settings
-from .wav import read_wav
+from .wav import RATES, read_wav
 
 AudioSource = str | Path | np.ndarray | tuple[np.ndarray, int]
 EXTRACTORS = ("Wav2Vec2FeatureExtractor", "Wav2Vec2Processor")
@@ -126,8 +126,8 @@ def resample(samples: np.ndarray, rate: int, wanted: int) -> np.ndarray:
 
     The result has ceil(len * wanted / rate) samples in the samples' dtype; what is before and after the recording counts as silence.
     """
-    if rate <= 0 or wanted <= 0:
-        raise InputError(f"cannot resample from {rate} to {wanted} Hz, expected positive rates")
+    if rate not in RATES or wanted not in RATES:
+        raise InputError(f"cannot resample from {rate} to {wanted} Hz, expected rates from {RATES[0]} to {RATES[-1]} Hz")
     up, down = wanted // gcd(rate, wanted), rate // gcd(rate, wanted)
     if up == down:
         return samples

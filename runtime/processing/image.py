@@ -140,6 +140,8 @@ def read_image(source: ImageSource, channels: int = 3) -> Image:
         raise MediaError(f"{path}: too large to be an image that is meant: {error}") from error
     except Image.UnidentifiedImageError as error:
         raise MediaError(f"{path}: not an image; expected PNG, JPEG, WebP, GIF, BMP, TIFF or another format that Pillow reads") from error
+    except (OSError, SyntaxError, ValueError) as error:
+        raise MediaError(f"{path}: corrupt image: {error}") from error
     with image:
         return _upright(image, channels, str(path))
 

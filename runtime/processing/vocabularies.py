@@ -96,6 +96,8 @@ def _settings(folder: Path) -> Settings:
     from tokenizers import AddedToken
 
     check_kinds(settings, dict.fromkeys(ROLES, (str, AddedToken)), source)
+    extra = {f"additional_special_tokens[{i}]": token for i, token in enumerate(settings.get("additional_special_tokens") or ())}
+    check_kinds(extra, dict.fromkeys(extra, (str, AddedToken)), source)
     side = next((name for name in SIDES if settings.get(name) not in (None, "left", "right")), None)
     if side:
         raise ConfigError(f"{source}: {side}={settings[side]!r}, expected 'left' or 'right'")

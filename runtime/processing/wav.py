@@ -15,6 +15,7 @@ from .files import MediaError
 
 PCM, FLOAT, EXTENSIBLE = 1, 3, 0xFFFE
 UNKNOWN = 0xFFFFFFFF  # what programs write that stream to a pipe and never learn the size; some leave 0 in both places
+RATES = range(1000, 400_001)  # Hz, of any recorder; beyond, a few bytes of a corrupt header would ask for gigabytes of filter or of samples
 ADVICE = "\n  convert it, for instance: ffmpeg -i INPUT -ar 16000 -ac 1 OUTPUT.wav"
 
 
@@ -61,8 +62,8 @@ def _format(chunk: bytes, path: Path) -> Format:
     known = {PCM: (8, 16, 24, 32), FLOAT: (32, 64)}
     if code not in known or bits not in known[code]:
         raise MediaError(f"{path}: samples of WAV format {code} with {bits} bits, expected PCM of 8, 16, 24 or 32 bits or float of 32 or 64{ADVICE}")
-    if not channels or not rate:
-        raise MediaError(f"{path}: corrupt WAV file: {channels} channels at {rate} Hz")
+    if not channels or rate not in RATES:
+        raise MediaError(f"{path}: corrupt WAV file: {channels} channels at {rate} Hz, expected {RATES[0]} to {RATES[-1]} Hz")
     return Format(code, channels, rate, bits)
 
 

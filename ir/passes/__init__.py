@@ -1,0 +1,48 @@
+"""Passes: pure functions from graph to graph that keep what it means, its inputs and its outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from ..errors import InterlinguaError
+from ..graph import Graph
+from .explicit_causal import explicit_causal
+from .flatten import flatten
+from .fold_constants import fold_constants
+
+Pass = Callable[[Graph], Graph]
+
+__all__ = ["Pass", "explicit_causal", "flatten", "fold_constants", "optimize"]
+
+
+def optimize(graph: Graph, passes: Sequence[Pass] = (explicit_causal, fold_constants)) -> Graph:
+    """`graph` after each pass in turn. An error names the pass: its own, or that inputs or outputs are not what they were."""
+    for change in passes:
+        name = getattr(change, "__name__", repr(change))
+        try:
+            changed = change(graph)
+        except InterlinguaError as e:
+            raise type(e)(f"pass {name}: {e}") from e
+        except Exception as e:
+            raise InterlinguaError(f"pass {name} failed: {type(e).__name__}: {e}") from e
+        _check(name, graph, changed)
+        graph = changed
+    return graph
+
+
+def _check(name: str, before: Graph, after: Graph) -> None:
+    for what, old, new in (("inputs", _inputs(before), _inputs(after)), ("outputs", _outputs(before), _outputs(after))):
+        if old != new:
+            rows = [f"\n  {k}: {old.get(k, 'absent')} before, {new.get(k, 'absent')} after" for k in {**old, **new} if old.get(k) != new.get(k)]
+            raise InterlinguaError(f"pass {name} changed the {what}, expected them as they were{''.join(rows) or ' and in their order'}")
+    known = set(before.params())
+    if strange := [v for v in after.params() if v not in known]:
+        raise InterlinguaError(f"pass {name} made the parameter {strange[0]!r}, expected only those that were there")
+
+
+def _inputs(graph: Graph) -> dict[str, str]:
+    return {v.name: str(v.type) for v in graph.inputs}
+
+
+def _outputs(graph: Graph) -> dict[str, str]:
+    return {k: str(v.type) for k, v in graph.outputs.items()}

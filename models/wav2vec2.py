@@ -1,0 +1,265 @@
+"""Wav2Vec2 (https://arxiv.org/abs/2006.11477): speech from raw samples, in both its normalisation styles."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..ir import ops
+from ..ir.card import Card, Head
+from ..ir.config import Config, choice
+from ..ir.errors import ConfigError
+from ..ir.graph import Param, Value, current
+from ..ir.layer import Layer, collecting
+from ..ir.layers import ACTIVATIONS, Attention, Block, Dropout, LayerNorm, Linear, Mlp, PostNorm, PreNorm
+from ..ir.layers.audio import (
+    ConvGate,
+    FeatureProjection,
+    PositionConv,
+    SampleConv,
+    frame_count,
+    frames_of,
+    least_samples,
+    mask_until,
+    random_spans,
+)
+from ..ir.layers.audio_heads import Contrastive, FrameClassifier, RecordingClassifier, Transcriber, Unmasked, XVector
+from ..ir.sizes import symbol
+
+
+@dataclass(kw_only=True)
+class Wav2Vec2Config(Config):
+    """config.json of a Wav2Vec2 checkpoint."""
+
+    vocab_size: int = 32
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    hidden_act: str = choice("gelu", ACTIVATIONS)
+    layer_norm_eps: float = 1e-5
+    feat_extract_norm: str = choice("group", ("group", "layer"))
+    feat_extract_activation: str = choice("gelu", ACTIVATIONS)
+    conv_dim: list[int] = field(default_factory=lambda: [512] * 7)
+    conv_stride: list[int] = field(default_factory=lambda: [5, 2, 2, 2, 2, 2, 2])
+    conv_kernel: list[int] = field(default_factory=lambda: [10, 3, 3, 3, 3, 2, 2])
+    conv_bias: bool = False
+    num_conv_pos_embeddings: int = 128
+    num_conv_pos_embedding_groups: int = 16
+    do_stable_layer_norm: bool = False
+    apply_spec_augment: bool = True
+    mask_time_prob: float = 0.05
+    mask_time_length: int = 10
+    mask_feature_prob: float = 0.0
+    mask_feature_length: int = 10
+    hidden_dropout: float = 0.1
+    activation_dropout: float = 0.1
+    attention_dropout: float = 0.1
+    feat_proj_dropout: float = 0.0
+    feat_quantizer_dropout: float = 0.0
+    final_dropout: float = 0.1
+    layerdrop: float = 0.1
+    num_codevectors_per_group: int = 320
+    num_codevector_groups: int = 2
+    contrastive_logits_temperature: float = 0.1
+    codevector_dim: int = 256
+    proj_codevector_dim: int = 256
+    diversity_loss_weight: float = 0.1
+    ctc_loss_reduction: str = choice("sum", ("sum", "mean"))
+    ctc_zero_infinity: bool = False
+    use_weighted_layer_sum: bool = False
+    classifier_proj_size: int = 256
+    tdnn_dim: list[int] = field(default_factory=lambda: [512, 512, 512, 512, 1500])
+    tdnn_kernel: list[int] = field(default_factory=lambda: [5, 3, 3, 1, 1])
+    tdnn_dilation: list[int] = field(default_factory=lambda: [1, 2, 3, 1, 1])
+    xvector_output_dim: int = 512
+    pad_token_id: int | None = 0
+    add_adapter: bool = False
+    adapter_kernel_size: int = 3
+    adapter_stride: int = 2
+    num_adapter_layers: int = 3
+    output_hidden_size: int | None = None
+    adapter_attn_dim: int | None = None
+
+    def check(self, where: str) -> None:
+        """Convolutions have a width, stride and kernel each; heads share the width."""
+        if not len(self.conv_dim) == len(self.conv_stride) == len(self.conv_kernel):
+            sizes = f"{len(self.conv_dim)}, {len(self.conv_stride)} and {len(self.conv_kernel)}"
+            raise ConfigError(f"{where}: conv_dim, conv_stride and conv_kernel have {sizes} entries, expected as many of each")
+        if self.hidden_size % self.num_attention_heads:
+            raise ConfigError(f"{where}: hidden_size is {self.hidden_size}, expected a multiple of num_attention_heads={self.num_attention_heads}")
+
+    @property
+    def width(self) -> int:
+        """The width of the last state."""
+        return (self.output_hidden_size or self.hidden_size) if self.add_adapter else self.hidden_size
+
+    def frames(self, adapted: bool = False):
+        """How many frames `samples` make, before or after the adapter."""
+        frames = frame_count(symbol("samples"), self.conv_kernel, self.conv_stride)
+        steps = self.num_adapter_layers if adapted and self.add_adapter else 0
+        return frame_count(frames, [1] * steps, [self.adapter_stride] * steps)
+
+
+class AdaptedBlock(Block):
+    """A block with a small residual layer behind it (https://arxiv.org/abs/2305.13516)."""
+
+    def __init__(self, attention: Layer, mlp: Layer, adapter: Layer):
+        super().__init__(attention, mlp)
+        self.adapter = adapter
+
+    def forward(self, x: Value, *context: Any) -> Value:
+        """[batch frames n] -> the same."""
+        return self.adapter(super().forward(x, *context))
+
+
+def _block(c: Wav2Vec2Config) -> Block:
+    n, kind = c.hidden_size, PreNorm if c.do_stable_layer_norm else PostNorm
+    attention = Attention(n, c.num_attention_heads, dropout=c.attention_dropout, out_dropout=c.hidden_dropout)
+    dropout = {"inner_dropout": c.activation_dropout, "dropout": c.hidden_dropout}
+    mlp = Mlp(Linear(n, c.intermediate_size), Linear(c.intermediate_size, n), ACTIVATIONS[c.hidden_act], **dropout)
+    parts = kind(attention, LayerNorm(n, c.layer_norm_eps)), kind(mlp, LayerNorm(n, c.layer_norm_eps))
+    if not (c.adapter_attn_dim and c.do_stable_layer_norm):
+        return Block(*parts)
+    small = Mlp(Linear(n, c.adapter_attn_dim), Linear(c.adapter_attn_dim, n), ops.relu)
+    return AdaptedBlock(*parts, PreNorm(small, LayerNorm(n, 1e-5)))
+
+
+class Adapter(Layer):
+    """Fewer frames, perhaps of another width."""
+
+    def __init__(self, c: Wav2Vec2Config):
+        changes = c.width != c.hidden_size
+        self.projection = Linear(c.hidden_size, c.width) if changes else None
+        self.norm = LayerNorm(c.width, 1e-5) if changes else None
+        self.steps = [ConvGate(c.width, c.adapter_kernel_size, c.adapter_stride) for _ in range(c.num_adapter_layers)]
+
+    def forward(self, x: Value) -> Value:
+        """[batch frames n] -> [batch fewer m]."""
+        if self.projection is not None:
+            x = self.norm(self.projection(x))
+        x = ops.transpose(x, perm=(0, 2, 1))
+        for step in self.steps:
+            x = step(x)
+        return ops.transpose(x, perm=(0, 2, 1))
+
+
+class Wav2Vec2(Layer):
+    """Features of the samples, blocks over their frames and, where configured, an adapter."""
+
+    def __init__(self, c: Wav2Vec2Config):
+        widths, styles = [1, *c.conv_dim], ["layer"] * len(c.conv_dim) if c.feat_extract_norm == "layer" else ["group"] + ["none"] * (len(c.conv_dim) - 1)
+        rows = zip(widths, c.conv_dim, c.conv_kernel, c.conv_stride, styles, strict=False)
+        self.features = [SampleConv(*row[:4], bias=c.conv_bias, norm=row[4], activation=c.feat_extract_activation) for row in rows]
+        self.projection = FeatureProjection(c.conv_dim[-1], c.hidden_size, c.layer_norm_eps, c.feat_proj_dropout)
+        self.hidden = Param(c.hidden_size, init="normal") if c.mask_time_prob or c.mask_feature_prob else None
+        self.positions = PositionConv(c.hidden_size, c.num_conv_pos_embeddings, c.num_conv_pos_embedding_groups, c.feat_extract_activation)
+        self.norm, self.dropout = LayerNorm(c.hidden_size, c.layer_norm_eps), Dropout(c.hidden_dropout)
+        self.blocks = [_block(c) for _ in range(c.num_hidden_layers)]
+        self.adapter, self.config = Adapter(c) if c.add_adapter else None, c
+
+    def forward(self, input_values, attention_mask=None, mask_time_indices=None):
+        """-> last_hidden_state [batch frames n], extract_features [batch frames m]."""
+        x = input_values[:, None]
+        for conv in self.features:
+            x = conv(x)
+        x, features = self.projection(ops.transpose(x, perm=(0, 2, 1)))
+        x, mask = self._augment(x, mask_time_indices), None
+        if attention_mask is not None:
+            live = mask_until(frames_of(attention_mask, self.config.frames()), x.shape[1])
+            x, mask = ops.where(live[:, :, None], x, 0.0), live[:, None, None, :]
+        with collecting() as seen:
+            x, states = self._encode(x, mask)
+        return {"last_hidden_state": x if self.adapter is None else self.adapter(x), "extract_features": features, "hidden_states": states, **seen}
+
+    def _encode(self, x: Value, mask: Value | None) -> tuple[Value, list[Value]]:
+        x, last_norm = x + self.positions(x), self.config.do_stable_layer_norm
+        states = [self.dropout(x if last_norm else self.norm(x))]
+        for block in self.blocks:
+            states.append(self._perhaps(states[-1], block(states[-1], mask)))
+        if last_norm:
+            states[-1] = self.norm(states[-1])
+        return states[-1], states
+
+    def _perhaps(self, x: Value, y: Value) -> Value:
+        """y, or x where a whole layer is dropped while training (https://arxiv.org/abs/1909.11556)."""
+        graph = current()
+        if not (graph.training and self.config.layerdrop):
+            return y
+        drawn = ops.random_uniform(graph.random_key(), shape=(1, 1, 1), site=graph.random_site())
+        return ops.where(drawn < self.config.layerdrop, x, y)
+
+    def _augment(self, x: Value, masked: Value | None) -> Value:
+        """Hides the frames asked for; while training, random spans of frames and of channels where none are."""
+        c = self.config
+        if not c.apply_spec_augment:
+            return x
+        batch, frames, n = x.shape
+        if masked is None and current().training and c.mask_time_prob:
+            masked = random_spans((batch, frames), c.mask_time_prob, c.mask_time_length)
+        if masked is not None:
+            if self.hidden is None:
+                raise ConfigError("mask_time_prob and mask_feature_prob are 0, expected one above 0 where mask_time_indices are given")
+            x = ops.where(masked[:, :, None], self.hidden, x)
+        if current().training and c.mask_feature_prob:
+            x = ops.where(random_spans((batch, n), c.mask_feature_prob, c.mask_feature_length)[:, None, :], 0.0, x)
+        return x
+
+
+def _head(head=None, **others) -> Head:
+    """A head over samples, with its labels."""
+
+    def inputs(c: Wav2Vec2Config) -> dict[str, str]:
+        least, frames = least_samples(c.conv_kernel, c.conv_stride), c.frames()
+        common = {"input_values": f"f32[batch samples>={least}]", "attention_mask": "i64[batch samples]"}
+        return common | {k: t.format(frames=frames, labels=c.labels) for k, t in others.items()}
+
+    build = Wav2Vec2 if head is None else lambda c: head(Wav2Vec2(c), c)
+    return Head(build, inputs, ("input_values", "attention_mask"), "wav2vec2" if head else "")
+
+
+_BLOCK = {
+    "attention.layer.q": "attention.q_proj",
+    "attention.layer.k": "attention.k_proj",
+    "attention.layer.v": "attention.v_proj",
+    "attention.layer.out": "attention.out_proj",
+    "attention.norm": "layer_norm",
+    "mlp.layer.up": "feed_forward.intermediate_dense",
+    "mlp.layer.down": "feed_forward.output_dense",
+    "mlp.norm": "final_layer_norm",
+    "adapter.norm": "adapter_layer.norm",
+    "adapter.layer.up": "adapter_layer.linear_1",
+    "adapter.layer.down": "adapter_layer.linear_2",
+}
+
+CARD = Card(
+    model_type="wav2vec2",
+    config=Wav2Vec2Config,
+    base="wav2vec2",
+    heads={
+        "Wav2Vec2Model": _head(mask_time_indices="bool[batch {frames}]"),
+        "Wav2Vec2ForPreTraining": _head(
+            Contrastive, mask_time_indices="bool[batch {frames}]", sampled_negative_indices="i64[batch {frames} negatives]"
+        ),
+        "Wav2Vec2ForMaskedLM": _head(Unmasked, labels="i64[batch length]"),
+        "Wav2Vec2ForCTC": _head(Transcriber, labels="i64[batch length]"),
+        "Wav2Vec2ForSequenceClassification": _head(RecordingClassifier, labels="i64[batch]"),
+        "Wav2Vec2ForAudioFrameClassification": _head(FrameClassifier, labels="i64[batch {frames} {labels}]"),
+        "Wav2Vec2ForXVector": _head(XVector, labels="i64[batch]"),
+    },
+    names={
+        "features.*": "feature_extractor.conv_layers.*",
+        "features.*.norm": "feature_extractor.conv_layers.*.layer_norm",
+        "projection.norm": "feature_projection.layer_norm",
+        "projection.projection": "feature_projection.projection",
+        "hidden": "masked_spec_embed",
+        "positions.scale": "encoder.pos_conv_embed.conv.parametrizations.weight.original0",
+        "positions.direction": "encoder.pos_conv_embed.conv.parametrizations.weight.original1",
+        "positions.bias": "encoder.pos_conv_embed.conv.bias",
+        "norm": "encoder.layer_norm",
+        **{f"blocks.*.{ours}": f"encoder.layers.*.{theirs}" for ours, theirs in _BLOCK.items()},
+        "adapter.projection": "adapter.proj",
+        "adapter.norm": "adapter.proj_layer_norm",
+        "adapter.steps": "adapter.layers",
+    },
+)
