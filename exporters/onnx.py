@@ -13,6 +13,7 @@ from ..ir.atomic import atomic_folder
 from ..ir.definition import Definition
 from ..ir.errors import CheckpointError, TargetError, UsageError
 from ..ir.graph import Graph, Node, Param, Value
+from ..ir.passes import explicit_causal, flatten, fold_constants, optimize
 from ..ir.table import lower, run
 from ..ir.types import Type
 from ..ir.weights import Location, Weights
@@ -23,6 +24,8 @@ from .onnx_tape import DATA_TYPES, Tape
 # opset -> version of the file format that came with it (https://github.com/onnx/onnx/blob/main/docs/Versioning.md)
 IR_VERSIONS = {17: 8, 18: 8, 19: 9, 20: 9, 21: 10, 22: 10, 23: 11, 24: 12}
 OPSET = 23  # the oldest that has attention, rotary positions and RMS normalisation as ops
+
+PASSES = (explicit_causal, fold_constants, flatten)
 
 Check = Callable[[Mapping[str, Path], Path, Path], Mapping[str, Mapping[str, Any]]]
 
@@ -83,7 +86,7 @@ def prepare(graph: Graph, opset: int = OPSET) -> Graph:
     """The graph as it is written: optimised, and lowered to what the opset has."""
     if opset not in IR_VERSIONS:
         raise TargetError(f"opset {opset} is not written, expected one of {min(IR_VERSIONS)} to {max(IR_VERSIONS)}\n  choose opset {OPSET}")
-    return lower(graph, OnnxTable(Tape(opset)))
+    return lower(optimize(graph, PASSES), OnnxTable(Tape(opset)))
 
 
 def to_proto(graph: Graph, weights: Weights, *, opset: int = OPSET, place: Callable[[str], Location], name: str = "model") -> ModelProto:

@@ -35,7 +35,8 @@ def export(
 
     Its signature `serving_default` has the graph's inputs and outputs under their own names and with sizes left open; variables lie in `weights` by
     checkpoint name. It is not bound to XLA, so that every runtime of TensorFlow serves it. `graph` stands in for the definition's graph of those
-    `inputs` and `outputs`, `weights` for its weights; `check(files, staging, folder)` is called before anything appears, as `exporters.onnx.export` does.
+    `inputs` and `outputs`, `weights` for its weights. `check(files, staging, folder)` is called before anything appears, with the file as "model";
+    it returns errors by stem and output, to be noted, or raises.
 
     Raises UsageError for an existing output unless `overwrite`; then nothing is written.
     """

@@ -19,6 +19,7 @@ from ..ir.weights import Weights
 from .tensorflow_table import DTYPES, TF, TF_XLA, TensorflowTable, static_shape, tf
 
 Tensor = Any
+Function = Callable[..., dict[str, Tensor]]
 
 
 class Module(tf.Module):
@@ -33,7 +34,7 @@ class Module(tf.Module):
         self.weights = variables_of(definition.weights, definition.params, float)
         self._function = lru_cache(maxsize=None)(self._compiled)
 
-    def _compiled(self, names: frozenset[str], training: bool) -> tuple[Graph, Callable[..., dict[str, Tensor]]]:
+    def _compiled(self, names: frozenset[str], training: bool) -> tuple[Graph, Function]:
         graph = self.definition.graph(names, self.outputs, training=training)
         table = TF_XLA if self.jit_compile else TF
         return graph, as_function(graph, self.weights, table.in_float(self.float), jit_compile=self.jit_compile)
@@ -95,7 +96,7 @@ def checked_float(dtype: str | None) -> str:
     return dtype or "f32"
 
 
-def as_function(graph: Graph, weights: Mapping[str, Any], table: TensorflowTable = TF, *, jit_compile: bool = False) -> Callable[..., dict[str, Tensor]]:
+def as_function(graph: Graph, weights: Mapping[str, Any], table: TensorflowTable = TF, *, jit_compile: bool = False) -> Function:
     """A `tf.function` of the graph's inputs, by place in the graph's order and named as they are; `weights` are variables by checkpoint name."""
     low = lower(graph, table)
     spec = [tf.TensorSpec(static_shape(v.shape), dtype_in(v.type, table.float), v.name) for v in graph.inputs]

@@ -240,7 +240,7 @@ def _gather(x: Tensor, index: Tensor, *, axis: int) -> Tensor:
     axis %= last + 1
     perm = list(range(last + 1))
     perm[axis], perm[last] = last, axis
-    swap = lambda y: y if axis == last else tf.transpose(y, perm)  # noqa: E731
+    swap = lambda y: y if axis == last else tf.transpose(y, perm)
     return swap(tf.gather(swap(x), swap(_index(index)), axis=last, batch_dims=last))
 
 
@@ -366,7 +366,9 @@ def _xla_depthwise(x: Tensor, weight: Tensor, stride: Sequence[int], dilation: S
 _MOST_TAPS = 64  # a larger kernel compiles for too long
 
 
-def _conv_transpose(x: Tensor, weight: Tensor, bias: Tensor | None, *, stride: Any, padding: Any, output_padding: Any, dilation: Any, groups: int) -> Tensor:
+def _conv_transpose(
+    x: Tensor, weight: Tensor, bias: Tensor | None, *, stride: Any, padding: Any, output_padding: Any, dilation: Any, groups: int
+) -> Tensor:
     kernel = _spread(tf.transpose(weight, [*range(2, weight.shape.rank), 1, 0]), dilation)
     last = _channels_last(x)
     full = [(_size_of(x, i) - 1) * s + k for i, (s, k) in enumerate(zip(stride, kernel.shape[:-2], strict=True), 2)]
@@ -383,7 +385,7 @@ def _max_pool(x: Tensor, *, kernel: Any, stride: Any, padding: Any) -> Tensor:
 
 
 def _average_pool(x: Tensor, *, kernel: Any, stride: Any, padding: Any, count_padding: bool) -> Tensor:
-    pool = lambda y: _channels_first(tf.nn.avg_pool(_channels_last(_padded(y, padding)), kernel, stride, "VALID"))  # noqa: E731
+    pool = lambda y: _channels_first(tf.nn.avg_pool(_channels_last(_padded(y, padding)), kernel, stride, "VALID"))
     return pool(x) if count_padding else pool(x) / pool(tf.ones_like(x[:1, :1]))
 
 
@@ -400,7 +402,10 @@ _NEVER = -1e30  # the logarithm of an impossible path; finite, so that gradients
 
 
 def _ctc_loss(log_probs: Tensor, labels: Tensor, input_lengths: Tensor, label_lengths: Tensor, *, blank: int) -> Tensor:
-    """The forward recursion over time, in 32 bits at least. `tf.nn.ctc_loss` normalises its logits again, is finite where no path exists, and XLA lacks it."""
+    """The forward recursion over time, in 32 bits at least.
+
+    `tf.nn.ctc_loss` is another function: it normalises its operand again, is finite where no path exists, and XLA lacks it.
+    """
     log_probs = tf.cast(log_probs, tf.float32) if log_probs.dtype.size < 4 else log_probs
     labels = tf.clip_by_value(_int64(labels), 0, log_probs.shape[-1] - 1)  # beyond the length of a row anything may stand
     blanks = tf.fill(tf.shape(labels), _int64(blank))
@@ -414,7 +419,7 @@ def _ctc_loss(log_probs: Tensor, labels: Tensor, input_lengths: Tensor, label_le
 
     def step(alpha: Tensor, now: tuple[Tensor, Tensor]) -> Tensor:
         here, time = now
-        back = lambda n: tf.pad(alpha, [[0, 0], [n, 0]], constant_values=_NEVER)[:, :-n]  # noqa: E731
+        back = lambda n: tf.pad(alpha, [[0, 0], [n, 0]], constant_values=_NEVER)[:, :-n]
         ways = tf.stack([alpha, back(1), tf.where(skips, back(2), _NEVER)])
         return tf.where((time < _int64(input_lengths))[:, None], tf.reduce_logsumexp(ways, 0) + here, alpha)
 

@@ -160,12 +160,12 @@ class Group(torch.nn.Module):
         else:
             group._buffers[name] = tensor
 
-    def places(self) -> Iterator[tuple[str, tuple[dict[str, Any], str]]]:
-        """(dotted name, (the dict that holds it, its name there)) for each parameter and buffer."""
+    def places(self) -> Iterator[tuple[str, tuple[torch.nn.Module, bool, str]]]:
+        """(dotted name, (the group that holds it, whether it is a parameter, its name there)) for each parameter and buffer."""
         for path, group in self.named_modules():
-            for held in (group._parameters, group._buffers):
+            for held, trains in ((group._parameters, True), (group._buffers, False)):
                 for name in held:
-                    yield f"{path}.{name}" if path else name, (held, name)
+                    yield f"{path}.{name}" if path else name, (group, trains, name)
 
 
 class TorchModule(Group):
@@ -197,8 +197,8 @@ class TorchModule(Group):
         made = self._programs[names, self.training]
         arguments = []
         for key in made.weights:
-            held, name = self._places[key]
-            arguments.append(held[name])
+            group, trains, name = self._places[key]
+            arguments.append((group._parameters if trains else group._buffers)[name])
         for name, rank in made.inputs.items():
             x = inputs[name]
             if not isinstance(x, torch.Tensor) or x.dim() != rank:
@@ -228,7 +228,7 @@ class TorchModule(Group):
         """A constant array as a buffer, which moves with the module and is not part of its state."""
         like = next((x for x in self.parameters() if x.is_floating_point()), tensor)
         self.register_buffer(key, tensor.to(like.device, like.dtype if tensor.is_floating_point() else tensor.dtype), persistent=False)
-        self._places[key] = (self._buffers, key)
+        self._places[key] = (self, False, key)
 
     def _ordered(self, inputs: Iterable[str]) -> tuple[str, ...]:
         return tuple(sorted(inputs, key=lambda k: self.names.index(k) if k in self.names else len(self.names)))

@@ -80,6 +80,12 @@ class Config:
     def check(self, where: str) -> None:
         """ConfigError where fields contradict one another; a subclass adds its own."""
 
+    def divides(self, where: str, parts: str, whole: str) -> None:
+        """ConfigError unless the field `whole` is a multiple of the field `parts`."""
+        a, b = getattr(self, parts), getattr(self, whole)
+        if a < 1 or b % a:
+            raise ConfigError(f"{where}: {whole} is {b}, expected a multiple of {parts}={a}")
+
     @property
     def labels(self) -> int:
         """How many labels a classifier has."""

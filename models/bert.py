@@ -4,37 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..ir import layers as nn
 from ..ir import ops
 from ..ir.card import Card, Head
 from ..ir.config import Config, choice
 from ..ir.errors import ConfigError
 from ..ir.graph import Value, current
 from ..ir.layer import Layer, collecting
-from ..ir.layers import (
-    ACTIVATIONS,
-    Attention,
-    Block,
-    Dropout,
-    Embedding,
-    LanguageModel,
-    LayerNorm,
-    Linear,
-    Mlp,
-    MultipleChoice,
-    Pooler,
-    PostNorm,
-    SequenceClassifier,
-    SpanClassifier,
-    TokenClassifier,
-    Transform,
-    Vocabulary,
-    key_mask,
-    label_type,
-    rest,
-    run_blocks,
-    text_inputs,
-    with_choices,
-)
 
 
 @dataclass(kw_only=True)
@@ -46,7 +22,7 @@ class BertConfig(Config):
     num_hidden_layers: int = 12
     num_attention_heads: int = 12
     intermediate_size: int = 3072
-    hidden_act: str = choice("gelu", ACTIVATIONS)
+    hidden_act: str = choice("gelu", nn.ACTIVATIONS)
     hidden_dropout_prob: float = 0.1
     attention_probs_dropout_prob: float = 0.1
     max_position_embeddings: int = 512
@@ -60,8 +36,7 @@ class BertConfig(Config):
 
     def check(self, where: str) -> None:
         """Heads share the width; only a decoder attends to an encoder."""
-        if self.hidden_size % self.num_attention_heads:
-            raise ConfigError(f"{where}: hidden_size is {self.hidden_size}, expected a multiple of num_attention_heads={self.num_attention_heads}")
+        self.divides(where, "num_attention_heads", "hidden_size")
         if self.add_cross_attention and not self.is_decoder:
             raise ConfigError(f"{where}: add_cross_attention is true but is_decoder is false; expected both or neither")
 
@@ -71,7 +46,7 @@ class BertConfig(Config):
         return self.hidden_dropout_prob if self.classifier_dropout is None else self.classifier_dropout
 
 
-class RelativeAttention(Attention):
+class RelativeAttention(nn.Attention):
     """Attention whose scores also depend on how far query and key are apart (https://arxiv.org/abs/1803.02155).
 
     Each distance has a vector; its product with the query (and, where `keys` is true, with the key) is added to the scores.
@@ -79,7 +54,7 @@ class RelativeAttention(Attention):
 
     def __init__(self, n: int, heads: int, *, positions: int, keys: bool, **options):
         super().__init__(n, heads, **options)
-        self.distance, self.keys, self.most = Embedding(2 * positions - 1, n // heads), keys, positions
+        self.distance, self.keys, self.most = nn.Embedding(2 * positions - 1, n // heads), keys, positions
 
     def scores(self, q: Value, k: Value) -> Value:
         """[batch heads rows keys] of q [batch heads rows head] and k [batch heads keys head]."""
@@ -98,8 +73,8 @@ class BertEmbeddings(Layer):
 
     def __init__(self, c: BertConfig):
         n = c.hidden_size
-        self.words, self.positions, self.segments = Embedding(c.vocab_size, n), Embedding(c.max_position_embeddings, n), Embedding(c.type_vocab_size, n)
-        self.norm, self.dropout = LayerNorm(n, c.layer_norm_eps), Dropout(c.hidden_dropout_prob)
+        self.words, self.positions, self.segments = nn.Embedding(c.vocab_size, n), nn.Embedding(c.max_position_embeddings, n), nn.Embedding(c.type_vocab_size, n)
+        self.norm, self.dropout = nn.LayerNorm(n, c.layer_norm_eps), nn.Dropout(c.hidden_dropout_prob)
         self.absolute, self.most = c.position_embedding_type == "absolute", c.max_position_embeddings
 
     def forward(self, input_ids: Value | None, token_type_ids: Value | None, position_ids: Value | None, inputs_embeds: Value | None) -> Value:
@@ -117,26 +92,26 @@ class Bert(Layer):
     def __init__(self, c: BertConfig, pool: bool = True):
         self.embeddings = BertEmbeddings(c)
         self.blocks = [self._block(c) for _ in range(c.num_hidden_layers)]
-        self.pooler = Pooler(c.hidden_size) if pool else None
+        self.pooler = nn.Pooler(c.hidden_size) if pool else None
 
     @staticmethod
-    def _block(c: BertConfig) -> Block:
+    def _block(c: BertConfig) -> nn.Block:
         n, options = c.hidden_size, {"dropout": c.attention_probs_dropout_prob, "out_dropout": c.hidden_dropout_prob}
         if c.position_embedding_type == "absolute":
-            attention = Attention(n, c.num_attention_heads, causal=c.is_decoder, **options)
+            attention = nn.Attention(n, c.num_attention_heads, causal=c.is_decoder, **options)
         else:
             keys = c.position_embedding_type == "relative_key_query"
             attention = RelativeAttention(n, c.num_attention_heads, positions=c.max_position_embeddings, keys=keys, causal=c.is_decoder, **options)
-        mlp = Mlp(Linear(n, c.intermediate_size), Linear(c.intermediate_size, n), ACTIVATIONS[c.hidden_act], dropout=c.hidden_dropout_prob)
-        norm = lambda: LayerNorm(n, c.layer_norm_eps)  # noqa: E731
-        cross = PostNorm(Attention(n, c.num_attention_heads, **options), norm()) if c.add_cross_attention else None
-        return Block(PostNorm(attention, norm()), PostNorm(mlp, norm()), cross)
+        mlp = nn.Mlp(nn.Linear(n, c.intermediate_size), nn.Linear(c.intermediate_size, n), nn.ACTIVATIONS[c.hidden_act], dropout=c.hidden_dropout_prob)
+        norm = lambda: nn.LayerNorm(n, c.layer_norm_eps)  # noqa: E731
+        cross = nn.PostNorm(nn.Attention(n, c.num_attention_heads, **options), norm()) if c.add_cross_attention else None
+        return nn.Block(nn.PostNorm(attention, norm()), nn.PostNorm(mlp, norm()), cross)
 
     def forward(self, input_ids=None, attention_mask=None, token_type_ids=None, position_ids=None, inputs_embeds=None, encoder_hidden_states=None, encoder_attention_mask=None):
         """-> last_hidden_state [batch seq n], pooler_output [batch n]."""
         x = self.embeddings(input_ids, token_type_ids, position_ids, inputs_embeds)
         with collecting() as seen:
-            x, states = run_blocks(self.blocks, x, key_mask(attention_mask), None, encoder_hidden_states, key_mask(encoder_attention_mask))
+            x, states = nn.run_blocks(self.blocks, x, nn.key_mask(attention_mask), None, encoder_hidden_states, nn.key_mask(encoder_attention_mask))
         return {"last_hidden_state": x, "pooler_output": self.pooler and self.pooler(x), "hidden_states": states, **seen}
 
 
@@ -144,7 +119,7 @@ class PreTraining(Layer):
     """Masked words and whether the second sentence follows the first."""
 
     def __init__(self, body: Bert, transform: Layer, vocabulary: Layer, n: int):
-        self.body, self.transform, self.vocabulary, self.next = body, transform, vocabulary, Linear(n, 2)
+        self.body, self.transform, self.vocabulary, self.next = body, transform, vocabulary, nn.Linear(n, 2)
 
     def forward(self, labels=None, next_sentence_label=None, **inputs):
         """-> prediction_logits [batch seq words], seq_relationship_logits [batch 2], loss where both labels are given."""
@@ -152,42 +127,42 @@ class PreTraining(Layer):
         words, follows = self.vocabulary(self.transform(out["last_hidden_state"])), self.next(out["pooler_output"])
         given = labels is not None and next_sentence_label is not None
         loss = ops.cross_entropy(words, labels) + ops.cross_entropy(follows, next_sentence_label) if given else None
-        return {"loss": loss, "prediction_logits": words, "seq_relationship_logits": follows, **rest(out)}
+        return {"loss": loss, "prediction_logits": words, "seq_relationship_logits": follows, **nn.rest(out)}
 
 
 class NextSentence(Layer):
     """Whether the second sentence follows the first."""
 
     def __init__(self, body: Bert, n: int):
-        self.body, self.next = body, Linear(n, 2)
+        self.body, self.next = body, nn.Linear(n, 2)
 
     def forward(self, labels=None, **inputs):
         """-> logits [batch 2]: class 0 is that it follows."""
         out = self.body(**inputs)
         logits = self.next(out["pooler_output"])
-        return {"loss": None if labels is None else ops.cross_entropy(logits, labels), "logits": logits, **rest(out)}
+        return {"loss": None if labels is None else ops.cross_entropy(logits, labels), "logits": logits, **nn.rest(out)}
 
 
 def _words(c: BertConfig, body: Bert) -> dict[str, Layer]:
     tied = body.embeddings.words if c.tie_word_embeddings else None
-    transform = Transform(c.hidden_size, c.hidden_size, ACTIVATIONS[c.hidden_act], c.layer_norm_eps)
-    return {"transform": transform, "vocabulary": Vocabulary(c.hidden_size, c.vocab_size, tied, bias=True)}
+    transform = nn.Transform(c.hidden_size, c.hidden_size, nn.ACTIVATIONS[c.hidden_act], c.layer_norm_eps)
+    return {"transform": transform, "vocabulary": nn.Vocabulary(c.hidden_size, c.vocab_size, tied, bias=True)}
 
 
-def _language_model(c: BertConfig, causal: bool) -> LanguageModel:
+def _language_model(c: BertConfig, causal: bool) -> nn.LanguageModel:
     body = Bert(c, pool=False)
-    return LanguageModel(body, **_words(c, body), causal=causal)
+    return nn.LanguageModel(body, **_words(c, body), causal=causal)
 
 
 def _inputs(c: BertConfig) -> dict[str, str]:
-    return text_inputs(c.hidden_size, memory=c.hidden_size if c.add_cross_attention else None)
+    return nn.text_inputs(c.hidden_size, memory=c.hidden_size if c.add_cross_attention else None)
 
 
 def _head(build, prefix="bert", choices=False, **labels) -> Head:
     """A head over the common inputs, with its labels."""
 
     def inputs(c: BertConfig) -> dict[str, str]:
-        common = with_choices(_inputs(c)) if choices else _inputs(c)
+        common = nn.with_choices(_inputs(c)) if choices else _inputs(c)
         return common | {k: t(c) if callable(t) else t for k, t in labels.items()}
 
     return Head(build, inputs, ("input_ids", "attention_mask", "token_type_ids"), prefix)
@@ -202,12 +177,12 @@ _HEADS = {
     "BertForMaskedLM": _head(lambda c: _language_model(c, causal=False), labels="i64[batch seq]"),
     "BertForNextSentencePrediction": _head(lambda c: NextSentence(Bert(c), c.hidden_size), labels="i64[batch]"),
     "BertForSequenceClassification": _head(
-        lambda c: SequenceClassifier(Bert(c), Linear(c.hidden_size, c.labels), c, c.head_dropout), labels=label_type
+        lambda c: nn.SequenceClassifier(Bert(c), nn.Linear(c.hidden_size, c.labels), c, c.head_dropout), labels=nn.label_type
     ),
-    "BertForMultipleChoice": _head(lambda c: MultipleChoice(Bert(c), c.hidden_size, c.head_dropout), choices=True, labels="i64[batch]"),
-    "BertForTokenClassification": _head(lambda c: TokenClassifier(Bert(c, pool=False), c.hidden_size, c.labels, c.head_dropout), labels="i64[batch seq]"),
+    "BertForMultipleChoice": _head(lambda c: nn.MultipleChoice(Bert(c), c.hidden_size, c.head_dropout), choices=True, labels="i64[batch]"),
+    "BertForTokenClassification": _head(lambda c: nn.TokenClassifier(Bert(c, pool=False), c.hidden_size, c.labels, c.head_dropout), labels="i64[batch seq]"),
     "BertForQuestionAnswering": _head(
-        lambda c: SpanClassifier(Bert(c, pool=False), c.hidden_size, c.labels), start_positions="i64[batch]", end_positions="i64[batch]"
+        lambda c: nn.SpanClassifier(Bert(c, pool=False), c.hidden_size, c.labels), start_positions="i64[batch]", end_positions="i64[batch]"
     ),
 }
 

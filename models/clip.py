@@ -5,32 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..ir import layers as nn
 from ..ir import ops
 from ..ir.card import Card, Head
 from ..ir.config import Config, choice
-from ..ir.errors import ConfigError, InputError
+from ..ir.errors import InputError
 from ..ir.graph import Param, Value, current
 from ..ir.layer import Layer, collecting
-from ..ir.layers import (
-    ACTIVATIONS,
-    Attention,
-    Block,
-    Embedding,
-    Identity,
-    LayerNorm,
-    Linear,
-    Mlp,
-    Patches,
-    PreNorm,
-    SequenceClassifier,
-    key_mask,
-    label_type,
-    pick,
-    positions_for,
-    rest,
-    run_blocks,
-    sequence_of,
-)
 
 
 @dataclass(kw_only=True)
@@ -41,15 +22,14 @@ class TowerConfig(Config):
     intermediate_size: int = 2048
     num_hidden_layers: int = 12
     num_attention_heads: int = 8
-    hidden_act: str = choice("quick_gelu", ACTIVATIONS)
+    hidden_act: str = choice("quick_gelu", nn.ACTIVATIONS)
     layer_norm_eps: float = 1e-5
     attention_dropout: float = 0.0
     projection_dim: int = 512
 
     def check(self, where: str) -> None:
         """Heads share the width."""
-        if self.hidden_size % self.num_attention_heads:
-            raise ConfigError(f"{where}: hidden_size is {self.hidden_size}, expected a multiple of num_attention_heads={self.num_attention_heads}")
+        self.divides(where, "num_attention_heads", "hidden_size")
 
 
 @dataclass(kw_only=True)
@@ -105,16 +85,16 @@ class Tower(Layer):
         self.blocks = [self._block(c, causal) for _ in range(c.num_hidden_layers)]
 
     @staticmethod
-    def _block(c: TowerConfig, causal: bool) -> Block:
+    def _block(c: TowerConfig, causal: bool) -> nn.Block:
         n = c.hidden_size
-        attention = Attention(n, c.num_attention_heads, causal=causal, dropout=c.attention_dropout)
-        mlp = Mlp(Linear(n, c.intermediate_size), Linear(c.intermediate_size, n), ACTIVATIONS[c.hidden_act])
-        return Block(PreNorm(attention, LayerNorm(n, c.layer_norm_eps)), PreNorm(mlp, LayerNorm(n, c.layer_norm_eps)))
+        attention = nn.Attention(n, c.num_attention_heads, causal=causal, dropout=c.attention_dropout)
+        mlp = nn.Mlp(nn.Linear(n, c.intermediate_size), nn.Linear(c.intermediate_size, n), nn.ACTIVATIONS[c.hidden_act])
+        return nn.Block(nn.PreNorm(attention, nn.LayerNorm(n, c.layer_norm_eps)), nn.PreNorm(mlp, nn.LayerNorm(n, c.layer_norm_eps)))
 
     def run(self, x: Value, mask: Value | None = None) -> tuple[Value, dict[str, Any]]:
         """The last state, and states and attention weights by name."""
         with collecting() as seen:
-            x, states = run_blocks(self.blocks, x, mask)
+            x, states = nn.run_blocks(self.blocks, x, mask)
         return x, {"hidden_states": states, **seen}
 
 
@@ -122,18 +102,18 @@ class TextTower(Tower):
     """Words read from left to right; the pooled state is that of the end-of-text word."""
 
     def __init__(self, c: TextConfig):
-        self.words, self.positions = Embedding(c.vocab_size, c.hidden_size), Embedding(c.max_position_embeddings, c.hidden_size)
+        self.words, self.positions = nn.Embedding(c.vocab_size, c.hidden_size), nn.Embedding(c.max_position_embeddings, c.hidden_size)
         super().__init__(c, causal=True)
-        self.norm, self.end, self.most = LayerNorm(c.hidden_size, c.layer_norm_eps), c.eos_token_id, c.max_position_embeddings
+        self.norm, self.end, self.most = nn.LayerNorm(c.hidden_size, c.layer_norm_eps), c.eos_token_id, c.max_position_embeddings
 
     def forward(self, input_ids, attention_mask=None, position_ids=None):
         """-> last_hidden_state [batch seq n], pooler_output [batch n]."""
         places = current().cache.positions(input_ids.shape[1], self.most) if position_ids is None else position_ids
-        x, seen = self.run(self.words(input_ids) + self.positions(places), key_mask(attention_mask))
+        x, seen = self.run(self.words(input_ids) + self.positions(places), nn.key_mask(attention_mask))
         x = self.norm(x)
         # Checkpoints from before the end-of-text id was corrected say 2; for them it is the largest id of a row.
         ends = input_ids if self.end == 2 else ops.cast(ops.equal(input_ids, self.end), dtype="i64")
-        return {"last_hidden_state": x, "pooler_output": pick(x, ops.argmax(ends, axis=1)), **seen}
+        return {"last_hidden_state": x, "pooler_output": nn.pick(x, ops.argmax(ends, axis=1)), **seen}
 
 
 class VisionTower(Tower):
@@ -142,18 +122,18 @@ class VisionTower(Tower):
     def __init__(self, c: VisionConfig):
         n, side = c.hidden_size, c.image_size // c.patch_size
         self.first, self.grid = Param(n, init="normal"), (side, side)
-        self.patches = Patches(c.num_channels, n, (c.patch_size, c.patch_size), bias=False)
-        self.positions = Embedding(side * side + 1, n)
-        self.norm_before = LayerNorm(n, c.layer_norm_eps)
+        self.patches = nn.Patches(c.num_channels, n, (c.patch_size, c.patch_size), bias=False)
+        self.positions = nn.Embedding(side * side + 1, n)
+        self.norm_before = nn.LayerNorm(n, c.layer_norm_eps)
         super().__init__(c, causal=False)
-        self.norm = LayerNorm(n, c.layer_norm_eps)
+        self.norm = nn.LayerNorm(n, c.layer_norm_eps)
 
     def forward(self, pixel_values, interpolate_pos_encoding=False):
         """-> last_hidden_state [batch 1+patches n], pooler_output [batch n]."""
         grid = self.patches(pixel_values)
-        x = sequence_of(grid)
+        x = nn.sequence_of(grid)
         first = ops.broadcast_to(self.first[None, None], shape=(x.shape[0], 1, x.shape[2]))
-        x = ops.concat(first, x, axis=1) + positions_for(self.positions.weight, self.grid, *grid.shape[2:])
+        x = ops.concat(first, x, axis=1) + nn.positions_for(self.positions.weight, self.grid, *grid.shape[2:])
         x, seen = self.run(self.norm_before(x))
         return {"last_hidden_state": x, "pooler_output": self.norm(x[:, 0]), **seen}
 
@@ -162,12 +142,12 @@ class Projected(Layer):
     """A tower's pooled state in the common space."""
 
     def __init__(self, body: Tower, n: int, width: int, name: str):
-        self.body, self.projection, self.name = body, Linear(n, width, bias=False), name
+        self.body, self.projection, self.name = body, nn.Linear(n, width, bias=False), name
 
     def forward(self, **inputs):
         """-> text_embeds or image_embeds [batch width], last_hidden_state."""
         out = self.body(**inputs)
-        return {self.name: self.projection(out["pooler_output"]), "last_hidden_state": out["last_hidden_state"], **rest(out)}
+        return {self.name: self.projection(out["pooler_output"]), "last_hidden_state": out["last_hidden_state"], **nn.rest(out)}
 
 
 class Clip(Layer):
@@ -175,8 +155,8 @@ class Clip(Layer):
 
     def __init__(self, c: ClipConfig):
         self.text, self.vision = TextTower(c.text), VisionTower(c.vision)
-        self.text_projection = Linear(c.text.hidden_size, c.projection_dim, bias=False)
-        self.image_projection = Linear(c.vision.hidden_size, c.projection_dim, bias=False)
+        self.text_projection = nn.Linear(c.text.hidden_size, c.projection_dim, bias=False)
+        self.image_projection = nn.Linear(c.vision.hidden_size, c.projection_dim, bias=False)
         self.logit_scale = Param(init="ones")
 
     def forward(self, input_ids, pixel_values, attention_mask=None, position_ids=None, return_loss=False, interpolate_pos_encoding=False):
@@ -206,9 +186,9 @@ def contrastive_loss(per_text: Value, per_image: Value) -> Value:
     return (ops.cross_entropy(per_text, right) + ops.cross_entropy(per_image, right)) / 2.0
 
 
-def _mean_classifier(c: ClipConfig) -> SequenceClassifier:
-    decide = Linear(c.vision.hidden_size, c.labels) if c.labels else Identity()
-    return SequenceClassifier(VisionTower(c.vision), decide, c, pool=lambda out, inputs: ops.mean(out["last_hidden_state"][:, 1:], axis=1))
+def _mean_classifier(c: ClipConfig) -> nn.SequenceClassifier:
+    decide = nn.Linear(c.vision.hidden_size, c.labels) if c.labels else nn.Identity()
+    return nn.SequenceClassifier(VisionTower(c.vision), decide, c, pool=lambda out, inputs: ops.mean(out["last_hidden_state"][:, 1:], axis=1))
 
 
 def _text_inputs(batch: str = "batch") -> dict[str, str]:
@@ -255,7 +235,7 @@ def _text_head(build, place: str) -> Head:
 
 
 def _vision_head(build, place: str, labels: bool = False) -> Head:
-    inputs = lambda c: _pixels(c) | ({"labels": label_type(c)} if labels else {})  # noqa: E731
+    inputs = lambda c: _pixels(c) | ({"labels": nn.label_type(c)} if labels else {})  # noqa: E731
     flags = lambda c: {} if labels else {"interpolate_pos_encoding": _pixels(c, "height width")}  # noqa: E731
     return Head(build, inputs, _IMAGE, names={**_names("vision", place), "projection": "visual_projection"}, flags=flags)
 

@@ -5,38 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from ..ir import layers as nn
 from ..ir import ops
 from ..ir.card import GENERATES, Card, Head
 from ..ir.config import Config, choice
-from ..ir.errors import ConfigError
 from ..ir.graph import Value, current
 from ..ir.layer import Layer, collecting
-from ..ir.layers import (
-    ACTIVATIONS,
-    Affine,
-    Block,
-    Dropout,
-    Embedding,
-    FusedAttention,
-    LanguageModel,
-    LayerNorm,
-    Linear,
-    Mlp,
-    PreNorm,
-    SequenceClassifier,
-    SpanClassifier,
-    TokenClassifier,
-    Vocabulary,
-    causal_loss,
-    key_mask,
-    label_type,
-    last_token,
-    pick,
-    rest,
-    run_blocks,
-    text_inputs,
-    with_choices,
-)
 
 
 @dataclass(kw_only=True)
@@ -56,7 +30,7 @@ class Gpt2Config(Config):
     n_layer: int = 12
     n_head: int = 12
     n_inner: int | None = None
-    activation_function: str = choice("gelu_new", ACTIVATIONS)
+    activation_function: str = choice("gelu_new", nn.ACTIVATIONS)
     resid_pdrop: float = 0.1
     embd_pdrop: float = 0.1
     attn_pdrop: float = 0.1
@@ -68,7 +42,7 @@ class Gpt2Config(Config):
     summary_type: str = choice("cls_index", ("cls_index", "last", "first", "mean"))
     summary_use_proj: bool = True
     summary_proj_to_labels: bool = True
-    summary_activation: str | None = choice(None, (None, *ACTIVATIONS))
+    summary_activation: str | None = choice(None, (None, *nn.ACTIVATIONS))
     summary_first_dropout: float = 0.1
     summary_last_dropout: float = 0.1
     classifier_dropout: float | None = None
@@ -76,8 +50,7 @@ class Gpt2Config(Config):
 
     def check(self, where: str) -> None:
         """Heads share the width."""
-        if self.n_embd % self.n_head:
-            raise ConfigError(f"{where}: n_embd is {self.n_embd}, expected a multiple of n_head={self.n_head}")
+        self.divides(where, "n_head", "n_embd")
 
     @property
     def head_dropout(self) -> float:
@@ -89,20 +62,20 @@ class Gpt2(Layer):
     """Embeddings, causal blocks and a last normalisation."""
 
     def __init__(self, c: Gpt2Config):
-        self.words, self.positions = Embedding(c.vocab_size, c.n_embd), Embedding(c.n_positions, c.n_embd)
-        self.dropout, self.most = Dropout(c.embd_pdrop), c.n_positions
+        self.words, self.positions = nn.Embedding(c.vocab_size, c.n_embd), nn.Embedding(c.n_positions, c.n_embd)
+        self.dropout, self.most = nn.Dropout(c.embd_pdrop), c.n_positions
         self.blocks = [self._block(c, i) for i in range(c.n_layer)]
-        self.norm = LayerNorm(c.n_embd, c.layer_norm_epsilon)
+        self.norm = nn.LayerNorm(c.n_embd, c.layer_norm_epsilon)
 
     @staticmethod
-    def _block(c: Gpt2Config, i: int) -> Block:
+    def _block(c: Gpt2Config, i: int) -> nn.Block:
         n, inner = c.n_embd, c.n_inner or 4 * c.n_embd
         scale = (n // c.n_head) ** -0.5 if c.scale_attn_weights else 1.0
         options = {"scale": scale / (i + 1) if c.scale_attn_by_inverse_layer_idx else scale, "dropout": c.attn_pdrop, "out_dropout": c.resid_pdrop}
-        norm = lambda: LayerNorm(n, c.layer_norm_epsilon)  # noqa: E731
-        mlp = Mlp(Affine(n, inner), Affine(inner, n), ACTIVATIONS[c.activation_function], dropout=c.resid_pdrop)
-        cross = PreNorm(FusedAttention(n, c.n_head, cross=True, **options), norm()) if c.add_cross_attention else None
-        return Block(PreNorm(FusedAttention(n, c.n_head, causal=True, **options), norm()), PreNorm(mlp, norm()), cross)
+        norm = lambda: nn.LayerNorm(n, c.layer_norm_epsilon)  # noqa: E731
+        mlp = nn.Mlp(nn.Affine(n, inner), nn.Affine(inner, n), nn.ACTIVATIONS[c.activation_function], dropout=c.resid_pdrop)
+        cross = nn.PreNorm(nn.FusedAttention(n, c.n_head, cross=True, **options), norm()) if c.add_cross_attention else None
+        return nn.Block(nn.PreNorm(nn.FusedAttention(n, c.n_head, causal=True, **options), norm()), nn.PreNorm(mlp, norm()), cross)
 
     def forward(self, input_ids=None, attention_mask=None, token_type_ids=None, position_ids=None, inputs_embeds=None, encoder_hidden_states=None, encoder_attention_mask=None):
         """-> last_hidden_state [batch seq n]; positions count from 0, whatever the mask says, and token types are words."""
@@ -111,8 +84,8 @@ class Gpt2(Layer):
         if token_type_ids is not None:
             x = x + self.words(token_type_ids)
         with collecting() as seen:
-            x, states = run_blocks(
-                self.blocks, self.dropout(x), key_mask(attention_mask), None, encoder_hidden_states, key_mask(encoder_attention_mask)
+            x, states = nn.run_blocks(
+                self.blocks, self.dropout(x), nn.key_mask(attention_mask), None, encoder_hidden_states, nn.key_mask(encoder_attention_mask)
             )
         x = self.norm(x)
         return {"last_hidden_state": x, "hidden_states": [*states[:-1], x], **seen}
@@ -122,9 +95,9 @@ class Summary(Layer):
     """One vector, or score, for each sequence (the reference's sequence summary)."""
 
     def __init__(self, c: Gpt2Config, labels: int = 1):
-        self.summary = Linear(c.n_embd, labels if c.summary_proj_to_labels else c.n_embd) if c.summary_use_proj else None
-        self.activation = ACTIVATIONS[c.summary_activation or "linear"]
-        self.kind, self.first, self.last = c.summary_type, Dropout(c.summary_first_dropout), Dropout(c.summary_last_dropout)
+        self.summary = nn.Linear(c.n_embd, labels if c.summary_proj_to_labels else c.n_embd) if c.summary_use_proj else None
+        self.activation = nn.ACTIVATIONS[c.summary_activation or "linear"]
+        self.kind, self.first, self.last = c.summary_type, nn.Dropout(c.summary_first_dropout), nn.Dropout(c.summary_last_dropout)
 
     def forward(self, x: Value, place: Value | None) -> Value:
         """x [batch seq n], place i64[batch] -> [batch labels]."""
@@ -133,7 +106,7 @@ class Summary(Layer):
         elif self.kind == "first":
             x = x[:, 0]
         else:
-            x = x[:, -1] if self.kind == "last" or place is None else pick(x, place)
+            x = x[:, -1] if self.kind == "last" or place is None else nn.pick(x, place)
         x = self.first(x)
         return self.last(self.activation(x if self.summary is None else self.summary(x)))
 
@@ -156,11 +129,11 @@ class DoubleHeads(Layer):
         apart = lambda y: ops.view(y, (batch, choices, *y.shape[1:]))  # noqa: E731
         scores = apart(ops.squeeze(scores, -1) if scores.shape[-1] == 1 else scores)
         return {
-            "loss": None if labels is None else causal_loss(logits, ops.view(labels, x.shape[:2])),
+            "loss": None if labels is None else nn.causal_loss(logits, ops.view(labels, x.shape[:2])),
             "mc_loss": None if mc_labels is None else ops.cross_entropy(scores, mc_labels),
             "logits": apart(logits),
             "mc_logits": scores,
-            **rest(out),
+            **nn.rest(out),
             "hidden_states": [*out["hidden_states"][:-1], apart(x)],
         }
 
@@ -170,26 +143,26 @@ def _last_state(c: Gpt2Config):
 
     def pool(out, inputs) -> Value:
         x = out["last_hidden_state"]
-        return x[:, -1] if inputs.get("input_ids") is None else pick(x, last_token(inputs["input_ids"], c.pad_token_id))
+        return x[:, -1] if inputs.get("input_ids") is None else nn.pick(x, nn.last_token(inputs["input_ids"], c.pad_token_id))
 
     return pool
 
 
-def _vocabulary(c: Gpt2Config, body: Gpt2) -> Vocabulary:
-    return Vocabulary(c.n_embd, c.vocab_size, body.words if c.tie_word_embeddings else None)
+def _vocabulary(c: Gpt2Config, body: Gpt2) -> nn.Vocabulary:
+    return nn.Vocabulary(c.n_embd, c.vocab_size, body.words if c.tie_word_embeddings else None)
 
 
-def _language_model(c: Gpt2Config) -> LanguageModel:
+def _language_model(c: Gpt2Config) -> nn.LanguageModel:
     body = Gpt2(c)
-    return LanguageModel(body, _vocabulary(c, body), causal=True)
+    return nn.LanguageModel(body, _vocabulary(c, body), causal=True)
 
 
 def _head(build, prefix="transformer", choices=False, parts=(), names=None, **labels) -> Head:
     """A head over the common inputs, with its labels."""
 
     def inputs(c: Gpt2Config) -> dict[str, str]:
-        common = text_inputs(c.n_embd, memory=c.n_embd if c.add_cross_attention else None)
-        return (with_choices(common) if choices else common) | {k: t(c) if callable(t) else t for k, t in labels.items()}
+        common = nn.text_inputs(c.n_embd, memory=c.n_embd if c.add_cross_attention else None)
+        return (nn.with_choices(common) if choices else common) | {k: t(c) if callable(t) else t for k, t in labels.items()}
 
     usual = ("input_ids", "attention_mask") + (("mc_token_ids",) if choices else ())
     return Head(build, inputs, usual, prefix, parts, names or {})
@@ -206,12 +179,12 @@ CARD = Card(
             DoubleHeads, choices=True, mc_token_ids="i64[batch choices]", labels="i64[batch choices seq]", mc_labels="i64[batch]"
         ),
         "GPT2ForSequenceClassification": _head(
-            lambda c: SequenceClassifier(Gpt2(c), Linear(c.n_embd, c.labels, bias=False), c, pool=_last_state(c)),
+            lambda c: nn.SequenceClassifier(Gpt2(c), nn.Linear(c.n_embd, c.labels, bias=False), c, pool=_last_state(c)),
             names={"classifier": "score"},
-            labels=label_type,
+            labels=nn.label_type,
         ),
-        "GPT2ForTokenClassification": _head(lambda c: TokenClassifier(Gpt2(c), c.n_embd, c.labels, c.head_dropout), labels="i64[batch seq]"),
-        "GPT2ForQuestionAnswering": _head(lambda c: SpanClassifier(Gpt2(c), c.n_embd), start_positions="i64[batch]", end_positions="i64[batch]"),
+        "GPT2ForTokenClassification": _head(lambda c: nn.TokenClassifier(Gpt2(c), c.n_embd, c.labels, c.head_dropout), labels="i64[batch seq]"),
+        "GPT2ForQuestionAnswering": _head(lambda c: nn.SpanClassifier(Gpt2(c), c.n_embd), start_positions="i64[batch]", end_positions="i64[batch]"),
     },
     names={
         "words": "wte",

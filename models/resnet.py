@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from ..ir import layers as nn
 from ..ir import ops
 from ..ir.card import Card, Head
 from ..ir.config import Config, choice
 from ..ir.errors import ConfigError
 from ..ir.graph import Value
 from ..ir.layer import Layer
-from ..ir.layers import ACTIVATIONS, BatchNorm, Conv, Identity, Linear, SequenceClassifier, label_type, stage_names
 
 
 @dataclass(kw_only=True)
@@ -22,7 +22,7 @@ class ResNetConfig(Config):
     hidden_sizes: list[int] = field(default_factory=lambda: [256, 512, 1024, 2048])
     depths: list[int] = field(default_factory=lambda: [3, 4, 6, 3])
     layer_type: str = choice("bottleneck", ("bottleneck", "basic"))
-    hidden_act: str = choice("relu", ACTIVATIONS)
+    hidden_act: str = choice("relu", nn.ACTIVATIONS)
     downsample_in_first_stage: bool = False
     downsample_in_bottleneck: bool = False
     out_features: list[str] | None = None
@@ -32,15 +32,15 @@ class ResNetConfig(Config):
         """A depth for each width."""
         if len(self.depths) != len(self.hidden_sizes):
             raise ConfigError(f"{where}: depths has {len(self.depths)} entries, expected one for each of {len(self.hidden_sizes)} hidden_sizes")
-        self.stages = stage_names(len(self.depths), self.out_features, self.out_indices, where)
+        self.stages = nn.stage_names(len(self.depths), self.out_features, self.out_indices, where)
 
 
 class ConvNorm(Layer):
     """Convolution, batch normalisation, activation."""
 
     def __init__(self, n_in: int, n_out: int, kernel: int, stride: int = 1, activation: str = "relu"):
-        self.conv = Conv(n_in, n_out, (kernel, kernel), stride=(stride, stride), padding=(kernel // 2, kernel // 2), bias=False)
-        self.norm, self.activation = BatchNorm(n_out), ACTIVATIONS[activation]
+        self.conv = nn.Conv(n_in, n_out, (kernel, kernel), stride=(stride, stride), padding=(kernel // 2, kernel // 2), bias=False)
+        self.norm, self.activation = nn.BatchNorm(n_out), nn.ACTIVATIONS[activation]
 
     def forward(self, x: Value) -> Value:
         """[batch in height width] -> [batch out height width]."""
@@ -52,9 +52,9 @@ class Residual(Layer):
 
     def __init__(self, c: ResNetConfig, n_in: int, n_out: int, stride: int):
         changes = n_in != n_out or stride != 1
-        self.shortcut = ConvNorm(n_in, n_out, 1, stride, "linear") if changes else Identity()
+        self.shortcut = ConvNorm(n_in, n_out, 1, stride, "linear") if changes else nn.Identity()
         self.convolutions = _bottleneck(c, n_in, n_out, stride) if c.layer_type == "bottleneck" else _basic(n_in, n_out, stride)
-        self.activation = ACTIVATIONS[c.hidden_act]
+        self.activation = nn.ACTIVATIONS[c.hidden_act]
 
     def forward(self, x: Value) -> Value:
         """[batch in height width] -> [batch out height width]."""
@@ -115,9 +115,9 @@ class Backbone(Layer):
         return {"feature_maps": [states[i] for i in self.chosen], "hidden_states": states}
 
 
-def _classifier(c: ResNetConfig) -> SequenceClassifier:
-    decide = Linear(c.hidden_sizes[-1], c.labels) if c.labels else Identity()
-    return SequenceClassifier(ResNet(c), decide, c, pool=lambda out, inputs: ops.squeeze(out["pooler_output"], (2, 3)))
+def _classifier(c: ResNetConfig) -> nn.SequenceClassifier:
+    decide = nn.Linear(c.hidden_sizes[-1], c.labels) if c.labels else nn.Identity()
+    return nn.SequenceClassifier(ResNet(c), decide, c, pool=lambda out, inputs: ops.squeeze(out["pooler_output"], (2, 3)))
 
 
 def _head(build, prefix="resnet", **labels) -> Head:
@@ -131,7 +131,7 @@ CARD = Card(
     base="resnet",
     heads={
         "ResNetModel": _head(ResNet, prefix=""),
-        "ResNetForImageClassification": _head(_classifier, labels=label_type),
+        "ResNetForImageClassification": _head(_classifier, labels=nn.label_type),
         "ResNetBackbone": _head(Backbone, prefix=""),
     },
     names={

@@ -4,35 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from ..ir import layers as nn
 from ..ir import ops
 from ..ir.card import Card, Head
 from ..ir.config import Config, choice, only
 from ..ir.errors import ConfigError
-from ..ir.graph import Param, Value, current
-from ..ir.layer import Layer, collect, collecting
-from ..ir.layers import (
-    ACTIVATIONS,
-    Attention,
-    Block,
-    DropPath,
-    Dropout,
-    Identity,
-    LayerNorm,
-    Linear,
-    Mlp,
-    Patches,
-    PixelDecoder,
-    PreNorm,
-    SequenceClassifier,
-    label_type,
-    masked_pixel_loss,
-    pair,
-    rest,
-    stage_names,
-)
-from ..ir.sizes import Size, ceil_divide, maximum, minimum
-
-FAR = -100.0  # added to scores of tokens that only the shift brought together
+from ..ir.graph import Param, Value
+from ..ir.layer import Layer, collecting
 
 
 @dataclass(kw_only=True)
@@ -51,7 +29,7 @@ class SwinConfig(Config):
     hidden_dropout_prob: float = 0.0
     attention_probs_dropout_prob: float = 0.0
     drop_path_rate: float = 0.1
-    hidden_act: str = choice("gelu", ACTIVATIONS)
+    hidden_act: str = choice("gelu", nn.ACTIVATIONS)
     use_absolute_embeddings: bool = only(False)  # the reference's table has a row too many: it cannot run
     layer_norm_eps: float = 1e-5
     encoder_stride: int = 32
@@ -65,109 +43,22 @@ class SwinConfig(Config):
         for i, heads in enumerate(self.num_heads):
             if self.width(i) % heads:
                 raise ConfigError(f"{where}: num_heads[{i}] is {heads}, expected a divisor of the stage's width {self.width(i)}")
-        self.stages = stage_names(len(self.depths), self.out_features, self.out_indices, where)
+        self.stages = nn.stage_names(len(self.depths), self.out_features, self.out_indices, where)
 
     def width(self, stage: int) -> int:
         """Channels of a stage's map."""
         return self.embed_dim * 2**stage
 
 
-def pad_to(x: Value, multiple: int | tuple[int, int], axes: tuple[int, int]) -> Value:
-    """x with zeros after two axes, up to multiples of a size."""
-    high: list[Size] = [0] * x.rank
-    for axis, m in zip(axes, pair(multiple), strict=True):
-        high[axis] = ceil_divide(x.shape[axis], m) * m - x.shape[axis]
-    return x if not any(not isinstance(h, int) or h for h in high) else ops.pad(x, low=(0,) * x.rank, high=tuple(high))
-
-
-class WindowAttention(Attention):
-    """Attention among the tokens of each window of a map, which may be shifted by half a window before it is cut.
-
-    `partition` cuts maps that are smaller than a window too (padding them); otherwise a map that one window covers is not shifted, and a
-    smaller one is refused, as the reference refuses it.
-    """
-
-    def __init__(self, c: SwinConfig, n: int, heads: int, shift: int, partition: bool, last: bool):
-        super().__init__(n, heads, bias=c.qkv_bias, out_bias=True, dropout=c.attention_probs_dropout_prob, out_dropout=c.attention_probs_dropout_prob)
-        self.window, self.shift, self.partition, self.last = c.window_size, shift, partition, last
-        w = self.window
-        self.table = Param((2 * w - 1) ** 2, heads, init="zeros")
-        self.index = Param(w * w, w * w, dtype="i64", init=_distances(w))
-
-    def bias_table(self) -> Value:
-        """[heads tokens tokens]: a learnt number for each distance within a window."""
-        return ops.transpose(ops.take(self.table, self.index), perm=(2, 0, 1))
-
-    def forward(self, x: Value) -> Value:
-        """[batch height width n] -> the same."""
-        height, width, w = *x.shape[1:3], self.window
-        shift = self._shift(height, width)
-        x = pad_to(x, w, (1, 2))
-        rows, columns = x.shape[1:3]
-        if shift != 0:
-            x = _rolled(x, rows - shift, columns - shift)
-        x = ops.rearrange(x, "batch (down a) (right b) n -> batch (down right) (a b) n", a=w, b=w)
-        q, k, v = (ops.rearrange(f(x), "batch windows seq (heads head) -> batch windows heads seq head", heads=self.heads) for f in (self.q, self.k, self.v))
-        bias = self.bias_table()
-        if shift != 0:
-            bias = bias + self._far_apart(rows, columns, shift)[:, None]
-        y = self._attend(q, k, v, bias)
-        y = self.out_dropout(self.out(ops.rearrange(y, "batch windows heads seq head -> batch windows seq (heads head)")))
-        y = ops.rearrange(y, "batch (down right) (a b) n -> batch (down a) (right b) n", a=w, b=w, down=rows // w)
-        return (_rolled(y, shift, shift) if shift != 0 else y)[:, :height, :width]
-
-    def _attend(self, q: Value, k: Value, v: Value, bias: Value) -> Value:
-        if self.last:
-            weights = ops.attention_weights(q, k, None, bias, scale=self.scale)
-            collect("attentions", ops.rearrange(weights, "batch windows heads q k -> (batch windows) heads q k"))
-        graph = current()
-        if not (graph.training and self.dropout):
-            return ops.attention(q, k, v, None, bias, scale=self.scale)
-        return ops.attention(q, k, v, None, bias, None, graph.random_key(), scale=self.scale, dropout=self.dropout, site=graph.random_site())
-
-    def _shift(self, height: Size, width: Size) -> Size:
-        """The shift; none where one window covers the map."""
-        if self.partition:
-            return self.shift
-        least = minimum(height, width)
-        current().limit(self.window - least, 0, f"each map must be at least as large as window_size={self.window}: take a larger image")
-        return self.shift * minimum(1, maximum(0, least - self.window)) if self.shift else 0
-
-    def _far_apart(self, rows: Size, columns: Size, shift: Size) -> Value:
-        """[windows tokens tokens]: -100 where two tokens of a shifted window come from different sides of the map."""
-        down, right = (_sides(size, self.window, shift) for size in (rows, columns))
-        side = ops.broadcast_to(down[:, None] * 3 + right[None, :], shape=(rows, columns))
-        side = ops.rearrange(side, "(down a) (right b) -> (down right) (a b)", a=self.window, b=self.window)
-        return ops.where(ops.equal(side[:, :, None], side[:, None, :]), 0.0, FAR)
-
-
-def _sides(size: Size, window: int, shift: Size) -> Value:
-    """i64[size]: 0 before the last window, 1 in it, 2 in the part of it that the shift brought from the start."""
-    place = ops.iota(size=size)
-    return ops.cast(place >= size - window, dtype="i64") + ops.cast(place >= size - shift, dtype="i64")
-
-
-def _rolled(x: Value, down: Size, right: Size) -> Value:
-    return ops.roll(ops.roll(x, axis=1, shift=down), axis=2, shift=right)
-
-
-def _distances(w: int):
-    """Which row of the table belongs to each pair of tokens: by how far down and right they are apart."""
-    import numpy as np
-
-    row, column = (a.reshape(-1) for a in np.indices((w, w)))
-    return (row[:, None] - row + w - 1) * (2 * w - 1) + column[:, None] - column + w - 1
-
-
 class Merging(Layer):
     """Each four neighbours become one token of twice the width."""
 
     def __init__(self, n: int):
-        self.norm, self.reduction = LayerNorm(4 * n, 1e-5), Linear(4 * n, 2 * n, bias=False)
+        self.norm, self.reduction = nn.LayerNorm(4 * n, 1e-5), nn.Linear(4 * n, 2 * n, bias=False)
 
     def forward(self, x: Value) -> Value:
         """[batch height width n] -> [batch height/2 width/2 2n], odd maps padded."""
-        x = ops.rearrange(pad_to(x, 2, (1, 2)), "batch (down a) (right b) n -> batch down right (b a n)", a=2, b=2)
+        x = ops.rearrange(nn.pad_to(x, 2, (1, 2)), "batch (down a) (right b) n -> batch down right (b a n)", a=2, b=2)
         return self.reduction(self.norm(x))
 
 
@@ -175,7 +66,7 @@ class DropBranch(Layer):
     """A layer whose result is dropped for some samples while training."""
 
     def __init__(self, layer: Layer, rate: float):
-        self.layer, self.drop = layer, DropPath(rate)
+        self.layer, self.drop = layer, nn.DropPath(rate)
 
     def forward(self, x: Value, *context: Value | None) -> Value:
         """The layer's result."""
@@ -186,13 +77,13 @@ class Embeddings(Layer):
     """Normalised patches of an image that is padded to whole patches; `mask` adds the token that stands for hidden ones."""
 
     def __init__(self, c: SwinConfig, mask: bool):
-        self.patch, self.patches = pair(c.patch_size), Patches(c.num_channels, c.embed_dim, pair(c.patch_size))
-        self.norm, self.dropout = LayerNorm(c.embed_dim, 1e-5), Dropout(c.hidden_dropout_prob)
+        self.patch, self.patches = nn.pair(c.patch_size), nn.Patches(c.num_channels, c.embed_dim, nn.pair(c.patch_size))
+        self.norm, self.dropout = nn.LayerNorm(c.embed_dim, 1e-5), nn.Dropout(c.hidden_dropout_prob)
         self.hidden = Param(1, 1, c.embed_dim, init="zeros") if mask else None
 
     def forward(self, pixel_values: Value, bool_masked_pos: Value | None) -> Value:
         """[batch channels height width] -> [batch rows columns n]."""
-        x = self.norm(ops.transpose(self.patches(pad_to(pixel_values, self.patch, (2, 3))), perm=(0, 2, 3, 1)))
+        x = self.norm(ops.transpose(self.patches(nn.pad_to(pixel_values, self.patch, (2, 3))), perm=(0, 2, 3, 1)))
         if bool_masked_pos is not None:
             x = ops.where(ops.view(bool_masked_pos, x.shape[:3])[..., None], self.hidden[None], x)
         return self.dropout(x)
@@ -207,21 +98,24 @@ class Swin(Layer):
         self.merging = [Merging(c.width(i)) for i in range(len(c.depths) - 1)]
 
     @staticmethod
-    def _block(c: SwinConfig, i: int, j: int, partition: bool) -> Block:
+    def _block(c: SwinConfig, i: int, j: int, partition: bool) -> nn.Block:
         n, total, place = c.width(i), sum(c.depths), sum(c.depths[:i]) + j
         shift = 0 if j % 2 == 0 else c.window_size // 2
-        attention = WindowAttention(c, n, c.num_heads[i], shift, partition, last=j == c.depths[i] - 1)
+        attention = nn.WindowAttention(
+            n, c.num_heads[i], c.window_size, shift=shift, partition=partition, kind="attentions" if j == c.depths[i] - 1 else "others",
+            bias=c.qkv_bias, out_bias=True, dropout=c.attention_probs_dropout_prob, out_dropout=c.attention_probs_dropout_prob,
+        )  # fmt: skip
         inner = int(c.mlp_ratio * n)
-        mlp = Mlp(Linear(n, inner), Linear(inner, n), ACTIVATIONS[c.hidden_act], dropout=c.hidden_dropout_prob)
+        mlp = nn.Mlp(nn.Linear(n, inner), nn.Linear(inner, n), nn.ACTIVATIONS[c.hidden_act], dropout=c.hidden_dropout_prob)
         rate = c.drop_path_rate * place / max(1, total - 1)
-        norm = lambda: LayerNorm(n, c.layer_norm_eps)  # noqa: E731
-        return Block(PreNorm(DropBranch(attention, rate), norm()), PreNorm(mlp, norm()))
+        norm = lambda: nn.LayerNorm(n, c.layer_norm_eps)  # noqa: E731
+        return nn.Block(nn.PreNorm(DropBranch(attention, rate), norm()), nn.PreNorm(mlp, norm()))
 
     def states(self, pixel_values: Value, bool_masked_pos: Value | None) -> tuple[list[Value], list[Value]]:
         """The map before each stage and the last one; the map that each stage makes before it is merged, the embeddings first."""
         x = self.embeddings(pixel_values, bool_masked_pos)
         after, before = [x], [x]
-        for stage, merge in zip(self.stages, [*self.merging, Identity()], strict=True):
+        for stage, merge in zip(self.stages, [*self.merging, nn.Identity()], strict=True):
             for block in stage:
                 x = block(x)
             before.append(x)
@@ -235,7 +129,7 @@ class SwinModel(Layer):
 
     def __init__(self, c: SwinConfig, pool: bool = True, mask: bool = False):
         self.encoder, self.pool = Swin(c, mask), pool
-        self.norm = LayerNorm(c.width(len(c.depths) - 1), c.layer_norm_eps)
+        self.norm = nn.LayerNorm(c.width(len(c.depths) - 1), c.layer_norm_eps)
 
     def forward(self, pixel_values, bool_masked_pos=None, interpolate_pos_encoding=False):
         """-> last_hidden_state [batch rows*columns n], pooler_output [batch n]; there are no positions to interpolate."""
@@ -246,9 +140,14 @@ class SwinModel(Layer):
             "last_hidden_state": x,
             "pooler_output": ops.mean(x, axis=1) if self.pool else None,
             "hidden_states": [_sequence(m) for m in maps],
-            **seen,
+            "attentions": _reshaped(seen),
             "reshaped_hidden_states": [_channels_first(m) for m in maps],
         }
+
+
+def _reshaped(seen: dict[str, list[Value]]) -> list[Value]:
+    """Attention weights of each stage's last block, windows counted with the batch."""
+    return [ops.rearrange(w, "batch windows heads q k -> (batch windows) heads q k") for w in seen["attentions"]]
 
 
 def _sequence(x: Value) -> Value:
@@ -266,7 +165,7 @@ class MaskedImageModel(Layer):
         if not isinstance(c.patch_size, int):
             raise ConfigError(f"patch_size is {c.patch_size}, expected one number for masked image modelling")
         self.body, self.config = SwinModel(c, pool=False, mask=True), c
-        self.decoder = PixelDecoder(c.width(len(c.depths) - 1), c.num_channels, c.encoder_stride)
+        self.decoder = nn.PixelDecoder(c.width(len(c.depths) - 1), c.num_channels, c.encoder_stride)
 
     def forward(self, pixel_values, bool_masked_pos=None, interpolate_pos_encoding=False):
         """-> reconstruction [batch channels height width], loss where bool_masked_pos is given."""
@@ -274,8 +173,8 @@ class MaskedImageModel(Layer):
         image = self.decoder(out["last_hidden_state"], *out["reshaped_hidden_states"][-1].shape[2:])
         loss = None
         if bool_masked_pos is not None:
-            loss = masked_pixel_loss(pixel_values, image, bool_masked_pos, self.config.patch_size, self.config.num_channels)
-        return {"loss": loss, "reconstruction": image, **rest(out)}
+            loss = nn.masked_pixel_loss(pixel_values, image, bool_masked_pos, self.config.patch_size, self.config.num_channels)
+        return {"loss": loss, "reconstruction": image, **nn.rest(out)}
 
 
 class Backbone(Layer):
@@ -283,14 +182,14 @@ class Backbone(Layer):
 
     def __init__(self, c: SwinConfig):
         self.encoder, self.chosen = Swin(c, partition=True), c.stages
-        self.norms = {_stage(i): LayerNorm(c.width(max(0, i - 1)), 1e-5) for i in c.stages}
+        self.norms = {_stage(i): nn.LayerNorm(c.width(max(0, i - 1)), 1e-5) for i in c.stages}
 
     def forward(self, pixel_values):
         """-> feature_maps.0, ... [batch n rows columns]."""
         with collecting() as seen:
             _, maps = self.encoder.states(pixel_values, None)
         chosen = [_channels_first(self.norms[_stage(i)](maps[i])) for i in self.chosen]
-        return {"feature_maps": chosen, "hidden_states": [_sequence(m) for m in maps], **seen}
+        return {"feature_maps": chosen, "hidden_states": [_sequence(m) for m in maps], "attentions": _reshaped(seen)}
 
 
 def _stage(i: int) -> str:
@@ -307,18 +206,18 @@ def _head(build, prefix="swin", flags=None, **others) -> Head:
 
 
 def _patches(c: SwinConfig) -> str:
-    (height, width), (down, right) = pair(c.image_size), pair(c.patch_size)
+    (height, width), (down, right) = nn.pair(c.image_size), nn.pair(c.patch_size)
     return f"bool[batch {(height // down) * (width // right)}]"
 
 
 def _whole(c: SwinConfig) -> dict[str, dict[str, str]]:
     """Hidden patches are those of an image of the configured size."""
-    height, width = pair(c.image_size)
+    height, width = nn.pair(c.image_size)
     return {"bool_masked_pos": {"pixel_values": f"f32[batch {c.num_channels} {height} {width}]"}}
 
 
-def _classifier(c: SwinConfig) -> SequenceClassifier:
-    return SequenceClassifier(SwinModel(c), Linear(c.width(len(c.depths) - 1), c.labels) if c.labels else Identity(), c)
+def _classifier(c: SwinConfig) -> nn.SequenceClassifier:
+    return nn.SequenceClassifier(SwinModel(c), nn.Linear(c.width(len(c.depths) - 1), c.labels) if c.labels else nn.Identity(), c)
 
 
 _BLOCK = {
@@ -341,7 +240,7 @@ CARD = Card(
     heads={
         "SwinModel": _head(SwinModel, prefix=""),
         "SwinForMaskedImageModeling": _head(MaskedImageModel, flags=_whole, bool_masked_pos=_patches),
-        "SwinForImageClassification": _head(_classifier, labels=label_type),
+        "SwinForImageClassification": _head(_classifier, labels=nn.label_type),
         "SwinBackbone": _head(Backbone, prefix=""),
     },
     names={

@@ -2,38 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
+from ..ir import layers as nn
 from ..ir import ops
 from ..ir.card import ENCODES_THEN_GENERATES, Card, Head
 from ..ir.config import Config, choice, only
 from ..ir.errors import ConfigError, InputError
-from ..ir.graph import Value, current
+from ..ir.graph import Value
 from ..ir.layer import Layer, collecting
-from ..ir.layers import (
-    ACTIVATIONS,
-    Attention,
-    Block,
-    Dropout,
-    Embedding,
-    GatedMlp,
-    Linear,
-    Mlp,
-    PreNorm,
-    RMSNorm,
-    SequenceClassifier,
-    SpanClassifier,
-    TokenClassifier,
-    Vocabulary,
-    key_mask,
-    label_type,
-    pick,
-    rest,
-    run_blocks,
-)
-from ..ir.sizes import Size
 
 
 @dataclass(kw_only=True)
@@ -54,7 +32,7 @@ class T5Config(Config):
     dropout_rate: float = 0.1
     classifier_dropout: float = 0.0
     layer_norm_epsilon: float = 1e-6
-    feed_forward_proj: str = choice("relu", [kind + a for a in ACTIVATIONS for kind in ("", "gated-")])
+    feed_forward_proj: str = choice("relu", [kind + a for a in nn.ACTIVATIONS for kind in ("", "gated-")])
     is_decoder: bool = only(False)
     pad_token_id: int | None = 0
     eos_token_id: int | list[int] | None = 1
@@ -76,59 +54,25 @@ class T5Config(Config):
         return self.decoder_start_token_id
 
 
-def bucket(distance: int, buckets: int, most: int, both: bool) -> int:
-    """The bucket of key place minus query place: exact when near, logarithmic up to `most`, in float32 as the reference's tables are."""
-    import numpy as np
-
-    offset = 0
-    if both:
-        buckets //= 2
-        offset = buckets if distance > 0 else 0
-        distance = abs(distance)
-    else:
-        distance = max(-distance, 0)
-    exact = buckets // 2
-    if distance < exact:
-        return offset + distance
-    share = np.log(np.float32(distance) / np.float32(exact)) / np.float32(math.log(most / exact))
-    return offset + min(exact + int(share * np.float32(buckets - exact)), buckets - 1)
-
-
-class RelativeBias(Layer):
-    """A learnt number for each head and bucket of distances, added to attention scores."""
-
-    def __init__(self, c: T5Config, both: bool):
-        self.table, self.most, self.causal = Embedding(c.relative_attention_num_buckets, c.num_heads), c.relative_attention_max_distance, not both
-        self.buckets = [bucket(d, c.relative_attention_num_buckets, self.most, both) for d in range(-self.most, self.most + 1)]
-
-    def forward(self, rows: Size) -> Value:
-        """[1 heads rows keys] for the rows of this call, keys counting from the first one ever."""
-        past = current().cache.past if self.causal else 0
-        query, key = ops.iota(size=rows) + past, ops.iota(size=rows + past)
-        distance = ops.minimum(ops.maximum(key[None, :] - query[:, None], -self.most), self.most)
-        bias = self.table(ops.take(ops.literal(value=self.buckets), distance + self.most))
-        return ops.rearrange(bias, "rows keys heads -> heads rows keys")[None]
-
-
 class Stack(Layer):
     """Blocks with one table of relative positions, and a last normalisation."""
 
     def __init__(self, c: T5Config, layers: int, decoder: bool):
-        self.bias, self.dropout = RelativeBias(c, both=not decoder), Dropout(c.dropout_rate)
+        self.bias, self.dropout = nn.RelativeBias(c.num_heads, c.relative_attention_num_buckets, c.relative_attention_max_distance, causal=decoder), nn.Dropout(c.dropout_rate)
         self.blocks = [self._block(c, decoder) for _ in range(layers)]
-        self.norm = RMSNorm(c.d_model, c.layer_norm_epsilon)
+        self.norm = nn.RMSNorm(c.d_model, c.layer_norm_epsilon)
 
     @staticmethod
-    def _block(c: T5Config, decoder: bool) -> Block:
+    def _block(c: T5Config, decoder: bool) -> nn.Block:
         n, rate = c.d_model, c.dropout_rate
         options = {"inner": c.num_heads * c.d_kv, "bias": False, "scale": 1.0, "dropout": rate, "out_dropout": rate}
-        norm = lambda: RMSNorm(n, c.layer_norm_epsilon)  # noqa: E731
-        cross = PreNorm(Attention(n, c.num_heads, **options), norm()) if decoder else None
-        return Block(PreNorm(Attention(n, c.num_heads, causal=decoder, **options), norm()), PreNorm(feed_forward(c), norm()), cross)
+        norm = lambda: nn.RMSNorm(n, c.layer_norm_epsilon)  # noqa: E731
+        cross = nn.PreNorm(nn.Attention(n, c.num_heads, **options), norm()) if decoder else None
+        return nn.Block(nn.PreNorm(nn.Attention(n, c.num_heads, causal=decoder, **options), norm()), nn.PreNorm(feed_forward(c), norm()), cross)
 
     def forward(self, x: Value, mask: Value | None, memory: Value | None = None, memory_mask: Value | None = None) -> tuple[Value, list[Value]]:
         """The normalised last state [batch seq n] and all states, the last one normalised."""
-        x, states = run_blocks(self.blocks, self.dropout(x), mask, self.bias(x.shape[1]), memory, memory_mask)
+        x, states = nn.run_blocks(self.blocks, self.dropout(x), mask, self.bias(x.shape[1]), memory, memory_mask)
         x = self.dropout(self.norm(x))
         return x, [*states[:-1], x]
 
@@ -136,22 +80,22 @@ class Stack(Layer):
 def feed_forward(c: T5Config) -> Layer:
     """Plain, or gated; "gated-gelu" means the tanh approximation."""
     gated, name = c.feed_forward_proj.startswith("gated-"), c.feed_forward_proj.removeprefix("gated-")
-    activation = ACTIVATIONS["gelu_new" if gated and name == "gelu" else name]
-    up, down = lambda: Linear(c.d_model, c.d_ff, bias=False), Linear(c.d_ff, c.d_model, bias=False)
+    activation = nn.ACTIVATIONS["gelu_new" if gated and name == "gelu" else name]
+    up, down = lambda: nn.Linear(c.d_model, c.d_ff, bias=False), nn.Linear(c.d_ff, c.d_model, bias=False)
     dropout = {"inner_dropout": c.dropout_rate, "dropout": c.dropout_rate}
-    return GatedMlp(up(), up(), down, activation, **dropout) if gated else Mlp(up(), down, activation, **dropout)
+    return nn.GatedMlp(up(), up(), down, activation, **dropout) if gated else nn.Mlp(up(), down, activation, **dropout)
 
 
 class T5Encoder(Layer):
     """Words and the encoder's stack."""
 
     def __init__(self, c: T5Config):
-        self.words, self.encoder = Embedding(c.vocab_size, c.d_model), Stack(c, c.num_layers, decoder=False)
+        self.words, self.encoder = nn.Embedding(c.vocab_size, c.d_model), Stack(c, c.num_layers, decoder=False)
 
     def forward(self, input_ids=None, attention_mask=None, inputs_embeds=None):
         """-> last_hidden_state [batch seq n]."""
         with collecting() as seen:
-            x, states = self.encoder(self.words(input_ids) if inputs_embeds is None else inputs_embeds, key_mask(attention_mask))
+            x, states = self.encoder(self.words(input_ids) if inputs_embeds is None else inputs_embeds, nn.key_mask(attention_mask))
         return {"last_hidden_state": x, "hidden_states": states, **seen}
 
 
@@ -173,7 +117,7 @@ class T5(T5Encoder):
         encoded = super().forward(input_ids, attention_mask, inputs_embeds)
         x = self.words(decoder_input_ids) if decoder_inputs_embeds is None else decoder_inputs_embeds
         with collecting() as seen:
-            x, states = self.decoder(x, key_mask(decoder_attention_mask), encoded["last_hidden_state"], key_mask(attention_mask))
+            x, states = self.decoder(x, nn.key_mask(decoder_attention_mask), encoded["last_hidden_state"], nn.key_mask(attention_mask))
         named = {"cross_attentions" if k == "cross_attentions" else f"decoder_{k}": v for k, v in seen.items()}
         return {"last_hidden_state": x, "decoder_hidden_states": states, **named, **{f"encoder_{k}": v for k, v in encoded.items()}}
 
@@ -201,7 +145,7 @@ class ConditionalGeneration(Layer):
 
     def __init__(self, c: T5Config):
         self.body, self.config = T5(c), c
-        self.vocabulary = Vocabulary(c.d_model, c.vocab_size, self.body.words if c.tie_word_embeddings else None)
+        self.vocabulary = nn.Vocabulary(c.d_model, c.vocab_size, self.body.words if c.tie_word_embeddings else None)
 
     def forward(self, labels=None, decoder_input_ids=None, **inputs):
         """-> logits [batch decoder_seq words], loss where labels are given."""
@@ -210,14 +154,14 @@ class ConditionalGeneration(Layer):
         out = self.body(decoder_input_ids=decoder_input_ids, **inputs)
         x = out["last_hidden_state"]
         logits = self.vocabulary(x * self.config.d_model**-0.5 if self.config.tie_word_embeddings else x)
-        return {"loss": None if labels is None else ops.cross_entropy(logits, labels), "logits": logits, **rest(out)}
+        return {"loss": None if labels is None else ops.cross_entropy(logits, labels), "logits": logits, **nn.rest(out)}
 
 
 class ClassificationHead(Layer):
     """Linear, tanh, linear."""
 
     def __init__(self, c: T5Config):
-        self.dense, self.dropout, self.out_proj = Linear(c.d_model, c.d_model), Dropout(c.classifier_dropout), Linear(c.d_model, c.labels)
+        self.dense, self.dropout, self.out_proj = nn.Linear(c.d_model, c.d_model), nn.Dropout(c.classifier_dropout), nn.Linear(c.d_model, c.labels)
 
     def forward(self, x: Value) -> Value:
         """[batch n] -> [batch labels]."""
@@ -229,7 +173,7 @@ def _end_state(c: T5Config):
 
     def pool(out, inputs) -> Value:
         ends = ops.equal(inputs["input_ids"], c.eos_token_id)
-        return pick(out["last_hidden_state"], ops.max(ops.where(ends, ops.iota(size=ends.shape[1]), 0), axis=1))
+        return nn.pick(out["last_hidden_state"], ops.max(ops.where(ends, ops.iota(size=ends.shape[1]), 0), axis=1))
 
     return pool
 
@@ -283,15 +227,15 @@ CARD = Card(
         "T5ForConditionalGeneration": _head(ConditionalGeneration, usual=_DECODED, parts=ENCODES_THEN_GENERATES, labels="i64[batch decoder_seq]"),
         "T5EncoderModel": _head(T5Encoder, _encoder_inputs),
         "T5ForSequenceClassification": _head(
-            lambda c: SequenceClassifier(Echo(c), ClassificationHead(c), c, c.classifier_dropout, _end_state(c)),
+            lambda c: nn.SequenceClassifier(Echo(c), ClassificationHead(c), c, c.classifier_dropout, _end_state(c)),
             prefix="transformer",
             names={"classifier": "classification_head"},
-            labels=label_type,
+            labels=nn.label_type,
         ),
         "T5ForTokenClassification": _head(
-            lambda c: TokenClassifier(T5Encoder(c), c.d_model, c.labels, c.classifier_dropout), _encoder_inputs, prefix="transformer", labels="i64[batch seq]"
+            lambda c: nn.TokenClassifier(T5Encoder(c), c.d_model, c.labels, c.classifier_dropout), _encoder_inputs, prefix="transformer", labels="i64[batch seq]"
         ),
-        "T5ForQuestionAnswering": _head(lambda c: SpanClassifier(Echo(c), c.d_model, c.labels), start_positions="i64[batch]", end_positions="i64[batch]"),
+        "T5ForQuestionAnswering": _head(lambda c: nn.SpanClassifier(Echo(c), c.d_model, c.labels), start_positions="i64[batch]", end_positions="i64[batch]"),
     },
     names={**_names(), "vocabulary": "lm_head"},
     also={"shared.weight": ["encoder.embed_tokens.weight", "decoder.embed_tokens.weight"]},

@@ -4,34 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..ir import layers as nn
 from ..ir import ops
 from ..ir.card import Card, Head
 from ..ir.config import Config, choice
 from ..ir.errors import ConfigError
 from ..ir.graph import Param, Value
 from ..ir.layer import Layer, collecting
-from ..ir.layers import (
-    ACTIVATIONS,
-    Attention,
-    Block,
-    Dropout,
-    Identity,
-    LayerNorm,
-    Linear,
-    Mlp,
-    Patches,
-    PixelDecoder,
-    Pooler,
-    PreNorm,
-    SequenceClassifier,
-    label_type,
-    masked_pixel_loss,
-    pair,
-    positions_for,
-    rest,
-    run_blocks,
-    sequence_of,
-)
 
 
 @dataclass(kw_only=True)
@@ -42,7 +21,7 @@ class VitConfig(Config):
     num_hidden_layers: int = 12
     num_attention_heads: int = 12
     intermediate_size: int = 3072
-    hidden_act: str = choice("gelu", ACTIVATIONS)
+    hidden_act: str = choice("gelu", nn.ACTIVATIONS)
     hidden_dropout_prob: float = 0.0
     attention_probs_dropout_prob: float = 0.0
     layer_norm_eps: float = 1e-12
@@ -52,17 +31,16 @@ class VitConfig(Config):
     qkv_bias: bool = True
     encoder_stride: int = 16
     pooler_output_size: int | None = None
-    pooler_act: str = choice("tanh", ACTIVATIONS)
+    pooler_act: str = choice("tanh", nn.ACTIVATIONS)
 
     def check(self, where: str) -> None:
         """Heads share the width."""
-        if self.hidden_size % self.num_attention_heads:
-            raise ConfigError(f"{where}: hidden_size is {self.hidden_size}, expected a multiple of num_attention_heads={self.num_attention_heads}")
+        self.divides(where, "num_attention_heads", "hidden_size")
 
     @property
     def grid(self) -> tuple[int, int]:
         """Rows and columns of patches at the configured image size."""
-        (height, width), (down, right) = pair(self.image_size), pair(self.patch_size)
+        (height, width), (down, right) = nn.pair(self.image_size), nn.pair(self.patch_size)
         return height // down, width // right
 
 
@@ -71,18 +49,18 @@ class Embeddings(Layer):
 
     def __init__(self, c: VitConfig, mask: bool):
         n, (rows, columns) = c.hidden_size, c.grid
-        self.patches, self.grid = Patches(c.num_channels, n, pair(c.patch_size)), c.grid
+        self.patches, self.grid = nn.Patches(c.num_channels, n, nn.pair(c.patch_size)), c.grid
         self.first, self.hidden = Param(1, 1, n, init="normal"), Param(1, 1, n, init="zeros") if mask else None
-        self.positions, self.dropout = Param(1, rows * columns + 1, n, init="normal"), Dropout(c.hidden_dropout_prob)
+        self.positions, self.dropout = Param(1, rows * columns + 1, n, init="normal"), nn.Dropout(c.hidden_dropout_prob)
 
     def forward(self, pixel_values: Value, bool_masked_pos: Value | None) -> Value:
         """[batch 1+patches n]; positions are resampled where the image is not of the configured size."""
         grid = self.patches(pixel_values)
-        x = sequence_of(grid)
+        x = nn.sequence_of(grid)
         if bool_masked_pos is not None:
             x = ops.where(bool_masked_pos[:, :, None], self.hidden, x)
         first = ops.broadcast_to(self.first, shape=(x.shape[0], 1, x.shape[2]))
-        return self.dropout(ops.concat(first, x, axis=1) + positions_for(self.positions[0], self.grid, *grid.shape[2:]))
+        return self.dropout(ops.concat(first, x, axis=1) + nn.positions_for(self.positions[0], self.grid, *grid.shape[2:]))
 
 
 class Vit(Layer):
@@ -91,22 +69,22 @@ class Vit(Layer):
     def __init__(self, c: VitConfig, pool: bool = False, mask: bool = False):
         self.embeddings = Embeddings(c, mask)
         self.blocks = [self._block(c) for _ in range(c.num_hidden_layers)]
-        self.norm = LayerNorm(c.hidden_size, c.layer_norm_eps)
-        self.pooler = Pooler(c.hidden_size, c.pooler_output_size, ACTIVATIONS[c.pooler_act]) if pool else None
+        self.norm = nn.LayerNorm(c.hidden_size, c.layer_norm_eps)
+        self.pooler = nn.Pooler(c.hidden_size, c.pooler_output_size, nn.ACTIVATIONS[c.pooler_act]) if pool else None
 
     @staticmethod
-    def _block(c: VitConfig) -> Block:
+    def _block(c: VitConfig) -> nn.Block:
         n, rate = c.hidden_size, c.hidden_dropout_prob
-        attention = Attention(
+        attention = nn.Attention(
             n, c.num_attention_heads, bias=c.qkv_bias, out_bias=True, dropout=c.attention_probs_dropout_prob, out_dropout=rate
         )
-        mlp = Mlp(Linear(n, c.intermediate_size), Linear(c.intermediate_size, n), ACTIVATIONS[c.hidden_act], dropout=rate)
-        return Block(PreNorm(attention, LayerNorm(n, c.layer_norm_eps)), PreNorm(mlp, LayerNorm(n, c.layer_norm_eps)))
+        mlp = nn.Mlp(nn.Linear(n, c.intermediate_size), nn.Linear(c.intermediate_size, n), nn.ACTIVATIONS[c.hidden_act], dropout=rate)
+        return nn.Block(nn.PreNorm(attention, nn.LayerNorm(n, c.layer_norm_eps)), nn.PreNorm(mlp, nn.LayerNorm(n, c.layer_norm_eps)))
 
     def forward(self, pixel_values, bool_masked_pos=None, interpolate_pos_encoding=False):
         """-> last_hidden_state [batch 1+patches n], pooler_output [batch m]."""
         with collecting() as seen:
-            x, states = run_blocks(self.blocks, self.embeddings(pixel_values, bool_masked_pos))
+            x, states = nn.run_blocks(self.blocks, self.embeddings(pixel_values, bool_masked_pos))
         x = self.norm(x)
         return {"last_hidden_state": x, "pooler_output": self.pooler and self.pooler(x), "hidden_states": states, **seen}
 
@@ -118,7 +96,7 @@ class MaskedImageModel(Layer):
         if not isinstance(c.patch_size, int):
             raise ConfigError(f"patch_size is {c.patch_size}, expected one number for masked image modelling")
         self.body, self.config, self.patch = Vit(c, mask=True), c, c.patch_size
-        self.decoder = PixelDecoder(c.hidden_size, c.num_channels, c.encoder_stride)
+        self.decoder = nn.PixelDecoder(c.hidden_size, c.num_channels, c.encoder_stride)
 
     def forward(self, pixel_values, bool_masked_pos=None, interpolate_pos_encoding=False):
         """-> reconstruction [batch channels height width], loss where bool_masked_pos is given."""
@@ -127,27 +105,27 @@ class MaskedImageModel(Layer):
             raise ConfigError(f"encoder_stride is {c.encoder_stride}, expected patch_size={self.patch} where bool_masked_pos is given")
         out = self.body(pixel_values, bool_masked_pos)
         image = self.decoder(out["last_hidden_state"][:, 1:], rows, columns)
-        loss = None if bool_masked_pos is None else masked_pixel_loss(pixel_values, image, bool_masked_pos, self.patch, c.num_channels)
-        return {"loss": loss, "reconstruction": image, **rest(out)}
+        loss = None if bool_masked_pos is None else nn.masked_pixel_loss(pixel_values, image, bool_masked_pos, self.patch, c.num_channels)
+        return {"loss": loss, "reconstruction": image, **nn.rest(out)}
 
 
-def _classifier(c: VitConfig) -> SequenceClassifier:
-    decide = Linear(c.hidden_size, c.labels) if c.labels else Identity()
-    return SequenceClassifier(Vit(c), decide, c, pool=lambda out, inputs: out["last_hidden_state"][:, 0])
+def _classifier(c: VitConfig) -> nn.SequenceClassifier:
+    decide = nn.Linear(c.hidden_size, c.labels) if c.labels else nn.Identity()
+    return nn.SequenceClassifier(Vit(c), decide, c, pool=lambda out, inputs: out["last_hidden_state"][:, 0])
 
 
 def _head(build, prefix="vit", **others) -> Head:
     """A head over images of the configured size, or of any size with `interpolate_pos_encoding`."""
 
     def inputs(c: VitConfig) -> dict[str, str]:
-        height, width = pair(c.image_size)
+        height, width = nn.pair(c.image_size)
         pixels = f"f32[batch {c.num_channels} {height} {width}]"
         return {"pixel_values": pixels} | {k: t(c) if callable(t) else t for k, t in others.items()}
 
     def flags(c: VitConfig) -> dict[str, dict[str, str]]:
         any_size = {"pixel_values": f"f32[batch {c.num_channels} height width]"}
         if "bool_masked_pos" in others:
-            down, right = pair(c.patch_size)
+            down, right = nn.pair(c.patch_size)
             any_size["bool_masked_pos"] = f"bool[batch (height//{down})*(width//{right})]"
         return {"interpolate_pos_encoding": any_size}
 
@@ -172,7 +150,7 @@ CARD = Card(
     heads={
         "ViTModel": _head(lambda c: Vit(c, pool=True), prefix=""),
         "ViTForMaskedImageModeling": _head(MaskedImageModel, bool_masked_pos=lambda c: f"bool[batch {c.grid[0] * c.grid[1]}]"),
-        "ViTForImageClassification": _head(_classifier, labels=label_type),
+        "ViTForImageClassification": _head(_classifier, labels=nn.label_type),
     },
     names={
         "embeddings.patches": "embeddings.patch_embeddings",

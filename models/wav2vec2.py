@@ -5,25 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..ir import layers as nn
 from ..ir import ops
 from ..ir.card import Card, Head
 from ..ir.config import Config, choice
 from ..ir.errors import ConfigError
 from ..ir.graph import Param, Value, current
 from ..ir.layer import Layer, collecting
-from ..ir.layers import ACTIVATIONS, Attention, Block, Dropout, LayerNorm, Linear, Mlp, PostNorm, PreNorm
-from ..ir.layers.audio import (
-    ConvGate,
-    FeatureProjection,
-    PositionConv,
-    SampleConv,
-    frame_count,
-    frames_of,
-    least_samples,
-    mask_until,
-    random_spans,
-)
-from ..ir.layers.audio_heads import Contrastive, FrameClassifier, RecordingClassifier, Transcriber, Unmasked, XVector
 from ..ir.sizes import symbol
 
 
@@ -36,10 +24,10 @@ class Wav2Vec2Config(Config):
     num_hidden_layers: int = 12
     num_attention_heads: int = 12
     intermediate_size: int = 3072
-    hidden_act: str = choice("gelu", ACTIVATIONS)
+    hidden_act: str = choice("gelu", nn.ACTIVATIONS)
     layer_norm_eps: float = 1e-5
     feat_extract_norm: str = choice("group", ("group", "layer"))
-    feat_extract_activation: str = choice("gelu", ACTIVATIONS)
+    feat_extract_activation: str = choice("gelu", nn.ACTIVATIONS)
     conv_dim: list[int] = field(default_factory=lambda: [512] * 7)
     conv_stride: list[int] = field(default_factory=lambda: [5, 2, 2, 2, 2, 2, 2])
     conv_kernel: list[int] = field(default_factory=lambda: [10, 3, 3, 3, 3, 2, 2])
@@ -86,8 +74,7 @@ class Wav2Vec2Config(Config):
         if not len(self.conv_dim) == len(self.conv_stride) == len(self.conv_kernel):
             sizes = f"{len(self.conv_dim)}, {len(self.conv_stride)} and {len(self.conv_kernel)}"
             raise ConfigError(f"{where}: conv_dim, conv_stride and conv_kernel have {sizes} entries, expected as many of each")
-        if self.hidden_size % self.num_attention_heads:
-            raise ConfigError(f"{where}: hidden_size is {self.hidden_size}, expected a multiple of num_attention_heads={self.num_attention_heads}")
+        self.divides(where, "num_attention_heads", "hidden_size")
 
     @property
     def width(self) -> int:
@@ -96,12 +83,12 @@ class Wav2Vec2Config(Config):
 
     def frames(self, adapted: bool = False):
         """How many frames `samples` make, before or after the adapter."""
-        frames = frame_count(symbol("samples"), self.conv_kernel, self.conv_stride)
+        frames = nn.frame_count(symbol("samples"), self.conv_kernel, self.conv_stride)
         steps = self.num_adapter_layers if adapted and self.add_adapter else 0
-        return frame_count(frames, [1] * steps, [self.adapter_stride] * steps)
+        return nn.frame_count(frames, [1] * steps, [self.adapter_stride] * steps)
 
 
-class AdaptedBlock(Block):
+class AdaptedBlock(nn.Block):
     """A block with a small residual layer behind it (https://arxiv.org/abs/2305.13516)."""
 
     def __init__(self, attention: Layer, mlp: Layer, adapter: Layer):
@@ -113,16 +100,16 @@ class AdaptedBlock(Block):
         return self.adapter(super().forward(x, *context))
 
 
-def _block(c: Wav2Vec2Config) -> Block:
-    n, kind = c.hidden_size, PreNorm if c.do_stable_layer_norm else PostNorm
-    attention = Attention(n, c.num_attention_heads, dropout=c.attention_dropout, out_dropout=c.hidden_dropout)
+def _block(c: Wav2Vec2Config) -> nn.Block:
+    n, kind = c.hidden_size, nn.PreNorm if c.do_stable_layer_norm else nn.PostNorm
+    attention = nn.Attention(n, c.num_attention_heads, dropout=c.attention_dropout, out_dropout=c.hidden_dropout)
     dropout = {"inner_dropout": c.activation_dropout, "dropout": c.hidden_dropout}
-    mlp = Mlp(Linear(n, c.intermediate_size), Linear(c.intermediate_size, n), ACTIVATIONS[c.hidden_act], **dropout)
-    parts = kind(attention, LayerNorm(n, c.layer_norm_eps)), kind(mlp, LayerNorm(n, c.layer_norm_eps))
+    mlp = nn.Mlp(nn.Linear(n, c.intermediate_size), nn.Linear(c.intermediate_size, n), nn.ACTIVATIONS[c.hidden_act], **dropout)
+    parts = kind(attention, nn.LayerNorm(n, c.layer_norm_eps)), kind(mlp, nn.LayerNorm(n, c.layer_norm_eps))
     if not (c.adapter_attn_dim and c.do_stable_layer_norm):
-        return Block(*parts)
-    small = Mlp(Linear(n, c.adapter_attn_dim), Linear(c.adapter_attn_dim, n), ops.relu)
-    return AdaptedBlock(*parts, PreNorm(small, LayerNorm(n, 1e-5)))
+        return nn.Block(*parts)
+    small = nn.Mlp(nn.Linear(n, c.adapter_attn_dim), nn.Linear(c.adapter_attn_dim, n), ops.relu)
+    return AdaptedBlock(*parts, nn.PreNorm(small, nn.LayerNorm(n, 1e-5)))
 
 
 class Adapter(Layer):
@@ -130,9 +117,9 @@ class Adapter(Layer):
 
     def __init__(self, c: Wav2Vec2Config):
         changes = c.width != c.hidden_size
-        self.projection = Linear(c.hidden_size, c.width) if changes else None
-        self.norm = LayerNorm(c.width, 1e-5) if changes else None
-        self.steps = [ConvGate(c.width, c.adapter_kernel_size, c.adapter_stride) for _ in range(c.num_adapter_layers)]
+        self.projection = nn.Linear(c.hidden_size, c.width) if changes else None
+        self.norm = nn.LayerNorm(c.width, 1e-5) if changes else None
+        self.steps = [nn.ConvGate(c.width, c.adapter_kernel_size, c.adapter_stride) for _ in range(c.num_adapter_layers)]
 
     def forward(self, x: Value) -> Value:
         """[batch frames n] -> [batch fewer m]."""
@@ -150,11 +137,11 @@ class Wav2Vec2(Layer):
     def __init__(self, c: Wav2Vec2Config):
         widths, styles = [1, *c.conv_dim], ["layer"] * len(c.conv_dim) if c.feat_extract_norm == "layer" else ["group"] + ["none"] * (len(c.conv_dim) - 1)
         rows = zip(widths, c.conv_dim, c.conv_kernel, c.conv_stride, styles, strict=False)
-        self.features = [SampleConv(*row[:4], bias=c.conv_bias, norm=row[4], activation=c.feat_extract_activation) for row in rows]
-        self.projection = FeatureProjection(c.conv_dim[-1], c.hidden_size, c.layer_norm_eps, c.feat_proj_dropout)
+        self.features = [nn.SampleConv(*row[:4], bias=c.conv_bias, norm=row[4], activation=c.feat_extract_activation) for row in rows]
+        self.projection = nn.FeatureProjection(c.conv_dim[-1], c.hidden_size, c.layer_norm_eps, c.feat_proj_dropout)
         self.hidden = Param(c.hidden_size, init="normal") if c.mask_time_prob or c.mask_feature_prob else None
-        self.positions = PositionConv(c.hidden_size, c.num_conv_pos_embeddings, c.num_conv_pos_embedding_groups, c.feat_extract_activation)
-        self.norm, self.dropout = LayerNorm(c.hidden_size, c.layer_norm_eps), Dropout(c.hidden_dropout)
+        self.positions = nn.PositionConv(c.hidden_size, c.num_conv_pos_embeddings, c.num_conv_pos_embedding_groups, c.feat_extract_activation)
+        self.norm, self.dropout = nn.LayerNorm(c.hidden_size, c.layer_norm_eps), nn.Dropout(c.hidden_dropout)
         self.blocks = [_block(c) for _ in range(c.num_hidden_layers)]
         self.adapter, self.config = Adapter(c) if c.add_adapter else None, c
 
@@ -166,7 +153,7 @@ class Wav2Vec2(Layer):
         x, features = self.projection(ops.transpose(x, perm=(0, 2, 1)))
         x, mask = self._augment(x, mask_time_indices), None
         if attention_mask is not None:
-            live = mask_until(frames_of(attention_mask, self.config.frames()), x.shape[1])
+            live = nn.mask_until(nn.frames_of(attention_mask, self.config.frames()), x.shape[1])
             x, mask = ops.where(live[:, :, None], x, 0.0), live[:, None, None, :]
         with collecting() as seen:
             x, states = self._encode(x, mask)
@@ -196,13 +183,13 @@ class Wav2Vec2(Layer):
             return x
         batch, frames, n = x.shape
         if masked is None and current().training and c.mask_time_prob:
-            masked = random_spans((batch, frames), c.mask_time_prob, c.mask_time_length)
+            masked = nn.random_spans((batch, frames), c.mask_time_prob, c.mask_time_length)
         if masked is not None:
             if self.hidden is None:
                 raise ConfigError("mask_time_prob and mask_feature_prob are 0, expected one above 0 where mask_time_indices are given")
             x = ops.where(masked[:, :, None], self.hidden, x)
         if current().training and c.mask_feature_prob:
-            x = ops.where(random_spans((batch, n), c.mask_feature_prob, c.mask_feature_length)[:, None, :], 0.0, x)
+            x = ops.where(nn.random_spans((batch, n), c.mask_feature_prob, c.mask_feature_length)[:, None, :], 0.0, x)
         return x
 
 
@@ -210,7 +197,7 @@ def _head(head=None, **others) -> Head:
     """A head over samples, with its labels."""
 
     def inputs(c: Wav2Vec2Config) -> dict[str, str]:
-        least, frames = least_samples(c.conv_kernel, c.conv_stride), c.frames()
+        least, frames = nn.least_samples(c.conv_kernel, c.conv_stride), c.frames()
         common = {"input_values": f"f32[batch samples>={least}]", "attention_mask": "i64[batch samples]"}
         return common | {k: t.format(frames=frames, labels=c.labels) for k, t in others.items()}
 
@@ -239,13 +226,13 @@ CARD = Card(
     heads={
         "Wav2Vec2Model": _head(mask_time_indices="bool[batch {frames}]"),
         "Wav2Vec2ForPreTraining": _head(
-            Contrastive, mask_time_indices="bool[batch {frames}]", sampled_negative_indices="i64[batch {frames} negatives]"
+            nn.Contrastive, mask_time_indices="bool[batch {frames}]", sampled_negative_indices="i64[batch {frames} negatives]"
         ),
-        "Wav2Vec2ForMaskedLM": _head(Unmasked, labels="i64[batch length]"),
-        "Wav2Vec2ForCTC": _head(Transcriber, labels="i64[batch length]"),
-        "Wav2Vec2ForSequenceClassification": _head(RecordingClassifier, labels="i64[batch]"),
-        "Wav2Vec2ForAudioFrameClassification": _head(FrameClassifier, labels="i64[batch {frames} {labels}]"),
-        "Wav2Vec2ForXVector": _head(XVector, labels="i64[batch]"),
+        "Wav2Vec2ForMaskedLM": _head(nn.Unmasked, labels="i64[batch length]"),
+        "Wav2Vec2ForCTC": _head(nn.Transcriber, labels="i64[batch length]"),
+        "Wav2Vec2ForSequenceClassification": _head(nn.RecordingClassifier, labels="i64[batch]"),
+        "Wav2Vec2ForAudioFrameClassification": _head(nn.FrameClassifier, labels="i64[batch {frames} {labels}]"),
+        "Wav2Vec2ForXVector": _head(nn.XVector, labels="i64[batch]"),
     },
     names={
         "features.*": "feature_extractor.conv_layers.*",

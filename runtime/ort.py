@@ -5,19 +5,22 @@ from __future__ import annotations
 import mmap
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 
 from ..exporters.artifact import MANIFEST, GraphFile, find_graph, read_manifest
+from ..exporters.onnx import OPSET, prepare, to_proto
 from ..ir.definition import Definition
 from ..ir.errors import CheckpointError, InterlinguaError, TargetError, UsageError, nearest
 from ..ir.graph import Graph
 from ..ir.sizes import Size, parse_size, symbol
 from ..ir.types import NUMPY_DTYPES, Type
+from ..ir.weights import Location
 from .session import Session
 
 PROVIDERS = {
@@ -30,11 +33,13 @@ _DTYPES = {"float": "f32", "double": "f64", "float16": "f16", "bfloat16": "bf16"
 _DTYPES |= {f"int{n}": f"i{n}" for n in (8, 16, 32, 64)}
 
 
-class OrtSession(Session):
-    """A graph on onnxruntime: `model` is the path of an ONNX file, or its bytes with `initializers` for external data.
+class OnnxSession(Session):
+    """An ONNX model on onnxruntime: the path of a file, or its bytes and `initializers` for its external data.
 
     `device` is cpu, cuda or tensorrt, with a number where there are several (`cuda:1`). `session_options` are entries of onnxruntime's session
     configuration, or an `onnxruntime.SessionOptions`; `provider_options` those of the device's provider; `threads` 0 means one per core.
+
+    Raises CheckpointError for what onnxruntime cannot load, UsageError for an unknown device, TargetError for one that is not here.
     """
 
     target = "onnxruntime"
@@ -43,8 +48,8 @@ class OrtSession(Session):
         self,
         model: str | bytes,
         graph: Graph | None = None,
-        *,
         device: str = "cpu",
+        *,
         name: str = "the model",
         threads: int = 0,
         initializers: Mapping[str, np.ndarray] | None = None,
@@ -74,41 +79,30 @@ class OrtSession(Session):
             raise InterlinguaError(f"{self.name} failed in onnxruntime {ort.__version__}: {_reason(error)}") from error
 
 
-def compile_onnx(
-    definition: Definition,
-    graph: Graph | None = None,
-    *,
-    inputs: Iterable[str] | None = None,
-    outputs: Iterable[str] | None = None,
-    **options: Any,
-) -> OrtSession:
-    """A session of a definition's graph, built in memory; weights are read where they lie. `options` are those of `OrtSession`, and `opset`."""
-    from ..exporters.onnx import OPSET, prepare, to_proto
-    from ..ir.weights import Location
+class OrtSession(OnnxSession):
+    """A graph of a definition on onnxruntime, built in memory; weights are read where they lie. `options` are those of `OnnxSession`."""
 
-    opset = options.pop("opset", OPSET)
-    prepared = prepare(definition.graph(inputs, outputs) if graph is None else graph, opset)
-    proto = to_proto(prepared, definition.weights, opset=opset, place=lambda key: Location("memory", 0, 0), name=definition.name)
-    arrays = {p.key: definition.weights.array(p.key) for p in prepared.params()}
-    return OrtSession(proto.SerializeToString(), prepared, initializers=arrays, name=definition.name, **options)
+    def __init__(self, definition: Definition, graph: Graph, device: str = "cpu", *, opset: int = OPSET, **options: Any):
+        prepared = prepare(graph, opset)
+        proto = to_proto(prepared, definition.weights, opset=opset, place=lambda key: Location("memory", 0, 0), name=definition.name)
+        arrays = {p.key: definition.weights.array(p.key) for p in prepared.params()}
+        super().__init__(proto.SerializeToString(), graph, device, initializers=arrays, name=definition.name, **options)
 
 
-def open_onnx(place: str | os.PathLike[str], *, name: str = "", **options: Any) -> OrtSession:
+def open_onnx(place: str | os.PathLike[str], *, name: str = "", **options: Any) -> OnnxSession:
     """A session of an exported graph, or of any ONNX file; `name` is the file's stem where a folder has several.
 
     Raises UsageError where there is nothing to open, CheckpointError where a file is missing or damaged.
     """
     place = Path(place)
     if place.suffix == ".onnx" and place.is_file() and not _listed(place):
-        return OrtSession(str(place), name=place.stem, **options)
+        return OnnxSession(str(place), name=place.stem, **options)
     folder, entry = find_graph(place, "onnx", name)
-    return OrtSession(str(folder / entry.file), entry.graph(), name=entry.model or Path(entry.file).stem, **options)
+    return OnnxSession(str(folder / entry.file), entry.graph(), name=entry.model or Path(entry.file).stem, **options)
 
 
-def open_staged(file: Path, folders: Sequence[Path], graph: Graph, **options: Any) -> OrtSession:
+def open_staged(file: Path, folders: Sequence[Path], graph: Graph, **options: Any) -> OnnxSession:
     """A session of a graph file whose weights lie in several folders still, as while an artifact is written."""
-    import onnx
-
     proto = onnx.load(file, load_external_data=False)
     maps: dict[str, mmap.mmap] = {}
     arrays = {}
@@ -121,7 +115,7 @@ def open_staged(file: Path, folders: Sequence[Path], graph: Graph, **options: An
             dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
             flat = np.frombuffer(maps[at["location"]], dtype, int(at["length"]) // dtype.itemsize, int(at["offset"]))
             arrays[tensor.name] = flat.reshape(tuple(tensor.dims))
-    return OrtSession(proto.SerializeToString(), graph, initializers=arrays, **options)
+    return OnnxSession(proto.SerializeToString(), graph, initializers=arrays, **options)
 
 
 def _listed(file: Path) -> bool:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..exporters.artifact import MANIFEST, GraphFile, find_graph
-from ..frontends.tensorflow import as_function, checked_float, dtype_in, variables_of
+from ..frontends.tensorflow import Function, as_function, checked_float, dtype_in, variables_of
 from ..frontends.tensorflow_table import DTYPES, TF, TF_XLA, static_shape, tf
 from ..ir.definition import Definition
 from ..ir.errors import CheckpointError, InterlinguaError, TargetError, UsageError, nearest
@@ -26,7 +26,7 @@ class _Placed(Session):
 
     target = "tensorflow"
 
-    def __init__(self, graph: Graph, device: str, name: str, function: Callable[[dict[str, Any]], Mapping[str, Any]], float: str, jit_compile: bool | None):
+    def __init__(self, graph: Graph, function: Function, *, device: str, name: str, float: str = "f32", jit_compile: bool | None):
         super().__init__(graph, device=device, name=name)
         self._place = place(device)
         self._types = {v.name: dtype_in(v.type, float) for v in graph.inputs}
@@ -59,8 +59,8 @@ class TensorflowSession(_Placed):
             weights = variables_of(definition.weights, graph.params(), float)
         table = TF if jit_compile is False or (jit_compile is None and _grows(graph)) else TF_XLA
         call = as_function(graph, weights, table.in_float(float))
-        by_name = lambda tensors: call(*(tensors[v.name] for v in graph.inputs))  # noqa: E731
-        super().__init__(graph, device, definition.name, by_name, float, jit_compile)
+        by_name = lambda tensors: call(*(tensors[v.name] for v in graph.inputs))
+        super().__init__(graph, by_name, device=device, name=definition.name, float=float, jit_compile=jit_compile)
 
 
 class SavedModelSession(_Placed):
@@ -76,7 +76,8 @@ class SavedModelSession(_Placed):
         if "serving_default" not in signatures:
             raise CheckpointError(f"{folder} has no signature 'serving_default'; it has {', '.join(signatures) or 'none'}")
         call = signatures["serving_default"]
-        super().__init__(_declared(call) if graph is None else graph, device, name, lambda tensors: call(**tensors), "f32", jit_compile)
+        graph = _declared(call) if graph is None else graph
+        super().__init__(graph, lambda tensors: call(**tensors), device=device, name=name, jit_compile=jit_compile)
 
 
 def open_saved_model(folder: str | os.PathLike[str], *, device: str = "cpu", jit_compile: bool | None = None) -> SavedModelSession:

@@ -107,6 +107,7 @@ REFUSED: list[tuple[str, Callable[..., Any], list[str], str]] = [
     ("a reshape to another size", lambda x: ops.reshape(x, shape=(7,)), ["f32[2 3]"], r"f32\[2 3\] has not the size of \[7\]"),
     ("an order that drops an axis", lambda x: ops.transpose(x, perm=(0, 0)), ["f32[2 3]"], r"perm=\(0, 0\) does not order the axes"),
     ("parts that are too few", lambda x: ops.split(x, axis=0, sizes=(1, 1)), ["f32[3]"], r"parts \(1, 1\) do not make up axis 0"),
+    ("one part", lambda x: ops.split(x, axis=0, sizes=(3,)), ["f32[3]"], r"parts \(3,\), expected two or more"),
     ("a slice past the end", lambda x: ops.slice_(x, axis=0, start=1, stop=5), ["f32[3]"], "stop=5 lies beyond axis 0"),
     ("a slice backwards", lambda x: ops.slice_(x, axis=0, start=2, stop=1), ["f32[3]"], "start=2 lies behind stop=1"),
     ("a slice from the right", lambda x: ops.slice_(x, axis=0, start=-2, stop=3), ["f32[3]"], "start=-2 counts from the left"),

@@ -1,9 +1,37 @@
-"""The shared layers that models are built from."""
+"""The shared layers that models are built from, and the heads over them."""
 
 from __future__ import annotations
 
 from .attention import Attention, Block, FusedAttention, PostNorm, PreNorm, attend, heads_first, heads_last, key_mask, run_blocks
-from .basic import ACTIVATIONS, Affine, BatchNorm, Conv, Dropout, DropPath, Embedding, GatedMlp, GroupNorm, LayerNorm, Linear, Mlp, RMSNorm
+from .audio import (
+    ConvGate,
+    FeatureProjection,
+    PositionConv,
+    Quantizer,
+    SampleConv,
+    TimeDelay,
+    frame_count,
+    frames_of,
+    least_samples,
+    mask_until,
+    random_spans,
+)  # fmt: skip
+from .audio_heads import Contrastive, FrameClassifier, RecordingClassifier, Transcriber, Unmasked, XVector
+from .basic import (
+    ACTIVATIONS,
+    Affine,
+    BatchNorm,
+    Conv,
+    Dropout,
+    DropPath,
+    Embedding,
+    GatedMlp,
+    GroupNorm,
+    LayerNorm,
+    Linear,
+    Mlp,
+    RMSNorm,
+)  # fmt: skip
 from .heads import (
     LanguageModel,
     MultipleChoice,
@@ -21,7 +49,7 @@ from .heads import (
     rest,
     text_inputs,
     with_choices,
-)
+)  # fmt: skip
+from .positions import RelativeBias
 from .vision import Identity, Patches, PixelDecoder, masked_pixel_loss, pair, positions_for, sequence_of, stage_names
-
-__all__ = [name for name in dir() if not name.startswith("_") and name not in ("annotations", "attention", "basic", "heads", "vision")]
+from .windows import WindowAttention, pad_to

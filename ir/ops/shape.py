@@ -82,6 +82,7 @@ def concat(*xs, axis):
 
 def _split_rule(x, *, axis, sizes):
     has_axis(x, axis)
+    expects(len(sizes) > 1, f"parts {sizes}, expected two or more")
     total: Any = 0
     for s in sizes:
         total = s + total

@@ -104,19 +104,14 @@ def _chosen(node: Node, xs: tuple[Any, ...], known: Known) -> Value | None:
     return xs[1] if _is(xs[0], 1, known) else xs[2] if _is(xs[0], 0, known) else None
 
 
-@rewrite(ops.reshape, ops.broadcast_to, ops.cast)
+@rewrite(ops.reshape, ops.broadcast_to, ops.cast, ops.pad)
 def _same_type(node: Node, xs: tuple[Any, ...], known: Known) -> Value | None:
     return xs[0] if xs[0].type == node.type else None
 
 
-@rewrite(ops.slice_, ops.split, ops.concat)
+@rewrite(ops.slice_, ops.concat)
 def _whole(node: Node, xs: tuple[Any, ...], known: Known) -> Value | None:
-    return xs[0] if xs[0].type == node.type and len(xs) == len(node.outputs) == 1 and node.attrs.get("step", 1) == 1 else None
-
-
-@rewrite(ops.pad)
-def _no_padding(node: Node, xs: tuple[Any, ...], known: Known) -> Value | None:
-    return xs[0] if not any(node.attrs["low"]) and not any(node.attrs["high"]) else None
+    return xs[0] if len(xs) == 1 and node.attrs.get("step", 1) == 1 else None
 
 
 @rewrite(ops.roll)

@@ -15,7 +15,7 @@ from .files import Inputs, check_kinds, existing, preprocessor_settings
 from .wav import RATES, read_wav
 
 AudioSource = str | Path | np.ndarray | tuple[np.ndarray, int]
-EXTRACTORS = ("Wav2Vec2FeatureExtractor", "Wav2Vec2Processor")
+EXTRACTOR = "Wav2Vec2FeatureExtractor"
 SETTING_KINDS: dict[str, tuple[type, ...]] = {
     "do_normalize": (bool,),
     "return_attention_mask": (bool,),
@@ -45,10 +45,10 @@ class AudioProcessor:
         settings = preprocessor_settings(folder, "feature_extractor", "sound becomes input_values")
         source = folder / "preprocessor_config.json"
         check_kinds(settings, SETTING_KINDS, source)
-        kind = settings.get("feature_extractor_type", EXTRACTORS[0])
-        if kind not in EXTRACTORS or settings.get("feature_size", 1) != 1:
+        kind = settings.get("feature_extractor_type") or EXTRACTOR
+        if kind != EXTRACTOR or settings.get("feature_size", 1) != 1:
             raise ConfigError(
-                f"{source}: feature_extractor_type={kind!r} with feature_size={settings.get('feature_size', 1)}, expected {EXTRACTORS[0]!r} with 1"
+                f"{source}: feature_extractor_type={kind!r} with feature_size={settings.get('feature_size', 1)}, expected {EXTRACTOR!r} with 1"
             )
         rate = settings.get("sampling_rate", 16000)
         if not isinstance(rate, int) or rate <= 0:

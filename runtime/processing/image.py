@@ -221,14 +221,16 @@ def _shortest_edge(edge: int) -> Callable[[int, int], tuple[int, int]]:
 def _size(value: Any, name: str, square: bool, source: Path) -> int | tuple[int, int]:
     """(height, width), or the length of the shortest edge."""
     if isinstance(value, dict):
-        numbers = [value.get(key) for key in (("height", "width") if "height" in value else ("shortest_edge",))]
-        known = set(value) in ({"height", "width"}, {"shortest_edge"})
+        numbers = [value.get("height"), value.get("width")] if set(value) == {"height", "width"} else [value.get("shortest_edge")]
+        numbers = numbers if len(numbers) == len(value) else []
     else:
-        numbers = list(value) if isinstance(value, list) else [value, value] if square else [value]
-        known = len(numbers) == (2 if isinstance(value, list) else len(numbers))
-    if not known or not all(isinstance(number, int) and number > 0 for number in numbers):
-        raise ConfigError(f"{source}: {name}={value!r}, expected a positive number, {{'height': h, 'width': w}} or {{'shortest_edge': n}}")
-    return numbers[0] if len(numbers) == 1 else (numbers[0], numbers[1])
+        numbers = value if isinstance(value, list) and len(value) == 2 else [value, value] if square else [value]
+    match [number for number in numbers if isinstance(number, int) and number > 0]:
+        case [height, width]:
+            return height, width
+        case [edge] if len(numbers) == 1:
+            return edge
+    raise ConfigError(f"{source}: {name}={value!r}, expected a positive number, {{'height': h, 'width': w}} or {{'shortest_edge': n}}")
 
 
 def _resample(value: Any, source: Path) -> int:

@@ -1,0 +1,45 @@
+"""Positions that depend on how far query and key are apart."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from .. import ops
+from ..graph import Value, current
+from ..layer import Layer
+from ..sizes import Size
+from .basic import Embedding
+
+
+def bucket(distance: int, buckets: int, most: int, both: bool) -> int:
+    """The bucket of key place minus query place: exact when near, logarithmic up to `most`, in float32 as the reference's tables are."""
+    offset = 0
+    if both:
+        buckets //= 2
+        offset = buckets if distance > 0 else 0
+        distance = abs(distance)
+    else:
+        distance = max(-distance, 0)
+    exact = buckets // 2
+    if distance < exact:
+        return offset + distance
+    share = np.log(np.float32(distance) / np.float32(exact)) / np.float32(math.log(most / exact))
+    return offset + min(exact + int(share * np.float32(buckets - exact)), buckets - 1)
+
+
+class RelativeBias(Layer):
+    """A learnt number for each head and bucket of distances, added to attention scores."""
+
+    def __init__(self, heads: int, buckets: int, most: int, causal: bool):
+        self.table, self.most, self.causal = Embedding(buckets, heads), most, causal
+        self.buckets = [bucket(d, buckets, most, not causal) for d in range(-most, most + 1)]
+
+    def forward(self, rows: Size) -> Value:
+        """[1 heads rows keys] for the rows of this call, keys counting from the first one ever."""
+        past = current().cache.past if self.causal else 0
+        query, key = ops.iota(size=rows) + past, ops.iota(size=rows + past)
+        distance = ops.minimum(ops.maximum(key[None, :] - query[:, None], -self.most), self.most)
+        bias = self.table(ops.take(ops.literal(value=self.buckets), distance + self.most))
+        return ops.rearrange(bias, "rows keys heads -> heads rows keys")[None]
