@@ -17,7 +17,15 @@ _HOMES = {
     "Param": "ir.graph",
     "ops": "ir.ops",
     "layers": "ir.layers",
+    "compile": "runtime.targets",
+    "open": "runtime.targets",
+    "verify": "runtime.verify",
+    "from_torch": "model",
+    "from_jax": "model",
+    "from_tensorflow": "model",
 }
+
+_MODULES = {"ops", "layers"}
 
 __all__ = ["__version__", *_HOMES]
 
@@ -26,7 +34,7 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'interlingua' has no attribute {name!r}")
     home = importlib.import_module(f".{_HOMES[name]}", __name__)
-    value = home if _HOMES[name].endswith(f".{name}") else getattr(home, name)
+    value = home if name in _MODULES else getattr(home, name)
     globals()[name] = value
     return value
 

@@ -11,7 +11,7 @@ from typing import Any
 from .ir.card import Card, Head, spellings
 from .ir.config import Config
 from .ir.definition import Definition
-from .ir.errors import CheckpointError, nearest
+from .ir.errors import CheckpointError, ConfigError, UsageError, nearest
 from .ir.graph import Param
 from .ir.initialize import initialize
 from .ir.layer import Layer, name_tree
@@ -35,10 +35,11 @@ class Model(Definition):
         card: Card | None = None,
         head: str = "",
         folder: str | None = None,
+        values: Mapping[str, Any] | None = None,
         **options: Any,
     ):
         super().__init__(layer, inputs, weights, name=options.pop("name", head), **options)  # type: ignore[arg-type]
-        self.config, self.card, self.head, self.folder = config, card, head, folder
+        self.config, self.card, self.head, self.folder, self.values = config, card, head, folder, dict(values or {})
         if weights is None:
             self.weights = ArrayWeights(initialize(self.params, seed))
 
@@ -57,13 +58,9 @@ class Model(Definition):
 
     def _remade(self, weights: Weights) -> Model:
         options = {"usual": self.usual, "always": self.always, "flags": self.flags, "name": self.name}
-        made = Model.__new__(Model)
-        Definition.__init__(made, self.layer, self.inputs, weights, key=self._keys().get, **options)  # type: ignore[arg-type]
-        made.config, made.card, made.head, made.folder = self.config, self.card, self.head, self.folder
-        return made
-
-    def _keys(self) -> dict[str, str]:
-        return {p.name: p.key for p in self.params}
+        parts = {"config": self.config, "card": self.card, "head": self.head, "folder": self.folder, "values": self.values}
+        keys = {p.name: p.key for p in self.params}
+        return Model(self.layer, self.inputs, weights, key=keys.__getitem__, **options, **parts)
 
     def to_torch(self, *, outputs: Sequence[str] | None = None, **options: Any) -> Any:
         """A `torch.nn.Module` with real parameters under checkpoint names; `net(**inputs) -> dict` trains and compiles."""
@@ -83,24 +80,33 @@ class Model(Definition):
 
         return as_function(self, outputs=outputs, training=training, **options)
 
+    def export(self, folder: str | os.PathLike[str] | None = None, to: str = "onnx", **options: Any) -> Any:
+        """Writes an artifact and checks its numbers, failing if they are wrong: see `interlingua.runtime.export.export`."""
+        from .runtime.export import export
+
+        return export(self, folder, to, **options)
+
     def save(self, folder: str | os.PathLike[str], *, overwrite: bool = False) -> None:
-        """Writes config.json and model.safetensors in the Hugging Face layout, and copies the tokenizer and processor files beside them."""
+        """Writes config.json and model.safetensors in the Hugging Face layout, with the tokenizer and processor files beside them.
+
+        Raises UsageError where the output exists and `overwrite` is false, or where the model was authored and has no configuration.
+        """
         from .checkpoints import save
 
-        save(folder, self.config_json(), {k: self.weights.array(k) for k in self._keys().values()}, overwrite=overwrite, extra_files=self.companions())
+        if self.card is None:
+            raise UsageError(f"{self.name} has no configuration, as it was authored; keep its weights with `model.weights`, or export it")
+        weights = {p.key: self.weights.array(p.key) for p in self.params}
+        save(folder, self.config_json(), weights, overwrite=overwrite, extra_files=self.companions())
 
     def config_json(self) -> dict[str, Any]:
-        """config.json for this head: what was read, with `architectures` naming the head."""
-        from .checkpoints import read_config
+        """What config.json says of this model: what was read, with `architectures` naming the head."""
+        return {**self.values, "architectures": [self.head]}
 
-        base = read_config(self.folder) if self.folder else {}
-        return {**base, **({"architectures": [self.head]} if self.head else {})}
-
-    def companions(self) -> list[str]:
-        """The checkpoint's other small files: tokenizer, processor, generation and pooling settings."""
+    def companions(self) -> dict[str, str]:
+        """The checkpoint's other small files by name: tokenizer, processor, generation and pooling settings."""
         from .checkpoints import companion_files
 
-        return companion_files(self.folder) if self.folder else []
+        return {name: os.path.join(self.folder, name) for name in companion_files(self.folder)} if self.folder else {}
 
 
 def load(
@@ -129,26 +135,62 @@ def load(
     card = models.find(values, where)
     name, chosen = models.choose_head(card, values, head)
     settings = card.config.read(values, where)
-    return assemble(card, name, chosen, settings, checkpoint, folder=folder, init_missing=init_missing, seed=seed, strict=strict)
+    return assemble(card, name, chosen, settings, checkpoint, folder=folder, values=values, init_missing=init_missing, seed=seed, strict=strict)
 
 
 def assemble(
-    card: Card, name: str, head: Head, config: Config, weights: Weights, *, folder: str | None = None, init_missing: bool = False, seed: int = 0, strict: bool = False
+    card: Card,
+    name: str,
+    head: Head,
+    config: Config,
+    weights: Weights,
+    *,
+    folder: str | None = None,
+    values: Mapping[str, Any] | None = None,
+    init_missing: bool = False,
+    seed: int = 0,
+    strict: bool = False,
 ) -> Model:
     """A model of a card's head with the weights that a checkpoint holds under any of their spellings."""
-    layer = head.build(config)
+    layer, where = head.build(config), folder or name
+    if folder and name.endswith("Model"):
+        layer = _pooled(layer, folder)
     names = card.names_for(head)
     params = name_tree(layer, names.key)
     absent: list[Param] = []
-    stored = match(params, weights, lambda p: spellings(p.key, head.prefix, card.base, card.also), where=folder or name, absent=absent, all_optional=init_missing)
-    new = initialize(absent, seed)
-    _check_unused(card, config, weights, set(stored.values()), folder or name, strict)
-    always = ["*hidden_states.*"] * config.output_hidden_states + ["*attentions.*"] * config.output_attentions
-    selected = SelectedWeights(weights, stored, new)
+    known = lambda p: spellings(p.key, head.prefix, card.base, card.also)  # noqa: E731
+    stored = match(params, weights, known, where=where, absent=absent, all_optional=init_missing)
+    _check_unused(card, config, weights, set(stored.values()), where, strict)
+    inputs = head.inputs_for(config)
     return Model(
-        layer, head.inputs_for(config), selected, usual=[k for k in head.usual if k in head.inputs_for(config)], always=always,
-        flags=head.flags(config), key=names.key, config=config, card=card, head=name, folder=folder,
-    )  # fmt: skip
+        layer,
+        inputs,
+        SelectedWeights(weights, stored, initialize(absent, seed)),
+        usual=[k for k in head.usual if k in inputs],
+        always=["*hidden_states.*"] * config.output_hidden_states + ["*attentions.*"] * config.output_attentions,
+        flags=head.flags(config),
+        key=names.key,
+        config=config,
+        card=card,
+        head=name,
+        folder=folder,
+        values=values,
+    )
+
+
+def _pooled(layer: Layer, folder: str) -> Layer:
+    """The layer with the sentence embedding that the checkpoint's modules.json asks for, if it has one."""
+    from .checkpoints import sentence_modules
+
+    if (modules := sentence_modules(folder)) is None:
+        return layer
+    from .ir.layers import POOLING, SentenceEmbedding
+
+    settings, normalize = modules
+    modes = [mode for mode, chosen in settings.items() if mode.startswith("pooling_mode_") and chosen]
+    if unknown := [m for m in modes if m not in POOLING]:
+        raise ConfigError(f"{folder}: {unknown[0]} is not supported{nearest(unknown[0], POOLING)}")
+    return SentenceEmbedding(layer, modes or ["pooling_mode_mean_tokens"], normalize)
 
 
 def match(params: Iterable[Param], weights: Weights, names: Any, *, where: str, absent: list[Param] | None = None, all_optional: bool = False) -> dict[str, str]:
@@ -190,3 +232,24 @@ def _check_unused(card: Card, config: Config, weights: Weights, used: set[str], 
         if strict:
             raise CheckpointError(text)
         warnings.warn(text + "; they are not used", stacklevel=4)
+
+
+def from_torch(net: Any, like: Model) -> Model:
+    """`like` with the weights of a module that `to_torch` made, or of any module with the same names."""
+    from .frontends.torch import weights_of
+
+    return like.with_weights(weights_of(net))
+
+
+def from_tensorflow(net: Any, like: Model) -> Model:
+    """`like` with the weights of a module that `to_tensorflow` made."""
+    from .frontends.tensorflow import weights_of
+
+    return like.with_weights(weights_of(net))
+
+
+def from_jax(params: Mapping[str, Any], like: Model, state: Mapping[str, Any] | None = None) -> Model:
+    """`like` with the parameters (and state) of a function that `to_jax` made."""
+    from .frontends.jax import weights_of
+
+    return like.with_weights(weights_of(params, state))

@@ -143,8 +143,8 @@ class WeightFile:
         raise self.error(f"member {member} is compressed, expected plain bytes")
 
 
-def read_json(path: Path, what: str) -> dict[str, Any]:
-    """The object in a JSON file; CheckpointError saying where it is wrong."""
+def read_json(path: Path, what: str, kind: type = dict) -> Any:
+    """The object (or list) in a JSON file; CheckpointError saying where it is wrong."""
     try:
         value = json.loads(path.read_text("utf-8-sig"))
     except FileNotFoundError as error:
@@ -155,8 +155,8 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
         raise CheckpointError(f"{path}: not valid JSON at line {error.lineno}, column {error.colno}: {error.msg}") from error
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: not valid JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path}: holds {brief(value)}, expected an object ({what})")
+    if not isinstance(value, kind):
+        raise CheckpointError(f"{path}: holds {brief(value)}, expected {'an object' if kind is dict else 'a list'} ({what})")
     return value
 
 

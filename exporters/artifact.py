@@ -14,14 +14,16 @@ from typing import Any
 
 import numpy as np
 
-from ..ir.errors import CheckpointError, UsageError
+from ..ir.errors import CheckpointError, ShapeError, UsageError
 from ..ir.graph import Graph, Value
+from ..ir.sizes import parse_size
 from ..ir.types import NUMPY_DTYPES, Type
 from ..ir.weights import Location, Weights
 
 FORMAT = 1
 MANIFEST = "interlingua.json"
 SIDE_FILE = "model.interlingua.safetensors"
+_KINDS = {str: "text", list: "a list", dict: "an object"}
 _SMALL = 64 << 20  # bytes: files up to this size are hashed
 
 
@@ -29,8 +31,8 @@ _SMALL = 64 << 20  # bytes: files up to this size are hashed
 class GraphFile:
     """One graph of an artifact: its file, what runs it, and its inputs and outputs as type texts, `f32[batch samples>=400]`.
 
-    `weights` are the files beside it that it reads, with their sizes in bytes; `details` what the target adds, such as the opset;
-    `errors` what verification measured, by output.
+    `weights` are the files beside it that it reads, with their sizes in bytes; `limits` the most that sizes may be, and why; `ignored` inputs that
+    may be given and that nothing reads; `details` what the target adds, such as the opset; `errors` what verification measured, by output.
     """
 
     file: str
@@ -40,6 +42,8 @@ class GraphFile:
     model: str = ""
     head: str = ""
     weights: dict[str, int] = field(default_factory=dict)
+    limits: dict[str, list[Any]] = field(default_factory=dict)
+    ignored: list[str] = field(default_factory=list)
     details: dict[str, Any] = field(default_factory=dict)
     sha256: str = ""
     errors: dict[str, Any] = field(default_factory=dict)
@@ -50,13 +54,17 @@ class GraphFile:
         for name, type in self.inputs.items():
             graph.input(name, type)
         graph.outputs = {name: Value(Type.parse(type), name) for name, type in self.outputs.items()}
+        graph.limits = {parse_size(size): (int(most), str(why)) for size, (most, why) in self.limits.items()}
+        graph.ignored = frozenset(self.ignored)
         return graph
 
 
 def graph_file(graph: Graph, file: str, target: str, **rest: Any) -> GraphFile:
     """The entry of a graph that is written to `file`."""
     inputs = {v.name: _with_bounds(v.type, graph.bounds) for v in graph.inputs}
-    return GraphFile(file, target, inputs, {k: str(v.type) for k, v in graph.outputs.items()}, **rest)
+    outputs = {k: str(v.type) for k, v in graph.outputs.items()}
+    limits = {str(size): [most, why] for size, (most, why) in graph.limits.items()}
+    return GraphFile(file, target, inputs, outputs, limits=limits, ignored=sorted(graph.ignored), **rest)
 
 
 def _with_bounds(type: Type, bounds: Mapping[str, int]) -> str:
@@ -116,17 +124,26 @@ def _parsed(content: Any, path: Path) -> list[GraphFile]:
         raise CheckpointError(f"{path} is not of the form {{format, graphs}}\n  export the model again")
     if content["format"] > FORMAT:
         raise CheckpointError(f"{path} has format {content['format']}, expected at most {FORMAT}\n  a newer interlingua wrote it: update this one")
-    kinds = {f.name: str if f.type == "str" else dict for f in fields(GraphFile)}
+    return [_entry(entry, f"{path}: graph {i}") for i, entry in enumerate(content["graphs"])]
+
+
+def _entry(entry: Any, where: str) -> GraphFile:
+    kinds = {f.name: {"str": str, "list[str]": list}.get(str(f.type), dict) for f in fields(GraphFile)}
     needed = {"file", "target", "inputs", "outputs"}
-    for i, entry in enumerate(content["graphs"]):
-        if not isinstance(entry, dict) or not needed <= entry.keys() <= kinds.keys():
-            raise CheckpointError(f"{path}: graph {i} has not the fields {', '.join(sorted(needed))}\n  export the model again")
-        for name, value in entry.items():
-            if not isinstance(value, kinds[name]):
-                raise CheckpointError(f"{path}: graph {i} has {name}={value!r:.60}, expected {'text' if kinds[name] is str else 'an object'}")
-        if os.path.basename(entry["file"]) != entry["file"] or not entry["file"]:
-            raise CheckpointError(f"{path}: graph {i} has file {entry['file']!r}, expected the name of a file in the same folder")
-    return [GraphFile(**entry) for entry in content["graphs"]]
+    if not isinstance(entry, dict) or not needed <= entry.keys() <= kinds.keys():
+        raise CheckpointError(f"{where} has not the fields {', '.join(sorted(needed))}\n  export the model again")
+    for name, value in entry.items():
+        if not isinstance(value, kinds[name]):
+            raise CheckpointError(f"{where} has {name}={value!r:.60}, expected {_KINDS[kinds[name]]}\n  export the model again")
+    for name in (entry["file"], *entry.get("weights", {})):
+        if name in ("", ".", "..") or "\\" in name or ".." in Path(name).parts or Path(name).is_absolute():
+            raise CheckpointError(f"{where} has file {name!r}, expected the name of a file in the same folder\n  export the model again")
+    made = GraphFile(**entry)
+    try:
+        made.graph()
+    except (ShapeError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{where}: {error}\n  export the model again") from None
+    return made
 
 
 def find_graph(place: str | os.PathLike[str], target: str = "", name: str = "") -> tuple[Path, GraphFile]:
@@ -142,8 +159,8 @@ def find_graph(place: str | os.PathLike[str], target: str = "", name: str = "") 
     wanted = [g for g in graphs if (place.is_dir() or g.file == place.name) and target in ("", g.target) and name in ("", Path(g.file).stem)]
     if len(wanted) != 1:
         have = ", ".join(f"{g.file} ({g.target})" for g in graphs) or "no graph"
-        what = " ".join(filter(None, [target, name or ("" if place.is_dir() else place.name)])) or "one graph"
-        raise UsageError(f"{folder} has {have}, expected {'just one' if wanted else ''} {what}\n  name the file to open".replace("  ", " ", 1))
+        what = filter(None, ["just one" * bool(wanted), target, name or place.name * place.is_file()])
+        raise UsageError(f"{folder} has {have}, expected {' '.join(what) or 'one graph'}\n  name the file to open")
     check_files(folder, wanted[0])
     return folder, wanted[0]
 
@@ -208,15 +225,16 @@ class WeightFiles:
         return os.path.basename(file) == SIDE_FILE and os.path.realpath(os.path.dirname(file)) == os.path.realpath(self.folder)
 
     def _name(self, file: str) -> str:
+        """The name beside the artifact of a file, which is copied there unless it lies there."""
         if file in self.copies:
             return self.copies[file]
         name = os.path.basename(file)
         here = os.path.realpath(os.path.dirname(file)) == os.path.realpath(self.folder)
         if here and not os.path.islink(file) and os.stat(file).st_nlink == 1:
             return name
-        stem, suffix = os.path.splitext(name)
-        taken, count = set(self.copies.values()) | ({name} if here else set()), 1
-        while name in taken:
+        stem, suffix = os.path.splitext(name) if "." in name else ("model", ".safetensors")  # a hub's cache names files by their hash
+        name, count = stem + suffix, 1
+        while name in self.copies.values() or os.path.islink(self.folder / name) or (here and name == os.path.basename(file)):
             name, count = f"{stem}.copy{count}{suffix}", count + 1
         self.copies[file] = name
         return name

@@ -37,7 +37,8 @@ class Module(tf.Module):
     def _compiled(self, names: frozenset[str], training: bool) -> tuple[Graph, Function]:
         graph = self.definition.graph(names, self.outputs, training=training)
         table = TF_XLA if self.jit_compile else TF
-        return graph, as_function(graph, self.weights, table.in_float(self.float), jit_compile=self.jit_compile)
+        function = as_function(graph, self.weights, table.in_float(self.float), jit_compile=self.jit_compile)
+        return graph, function.get_concrete_function()  # it has one trace for all sizes; TensorFlow warns of many functions from one place
 
     def __call__(self, training: bool = False, **inputs: Any) -> dict[str, Tensor]:
         """The outputs by name for tensors or arrays by name; None is an input left out.

@@ -23,7 +23,7 @@ from ..ir.definition import Definition
 from ..ir.errors import InputError, UsageError, nearest
 from ..ir.graph import Graph, Param
 from ..ir.table import lower, run
-from ..ir.types import KINDS, NUMPY_DTYPES
+from ..ir.types import KINDS, NUMPY_DTYPES, Type
 from ..ir.weights import ArrayWeights
 from .torch_table import DTYPES, TORCH, Tracing, explicit_masks, fx, torch
 
@@ -77,13 +77,14 @@ def weight(definition: Definition, param: Param, dtype: str | None, device: Any)
 class Program:
     """A graph as a Python function: `function(self, *weights, *inputs) -> dict`, `self` unused.
 
-    `weights` are the names of parameters and of literal arrays in the function's order, `literals` the latter, `inputs` the ranks of inputs
+    `weights` are the names of parameters and of literal arrays in the function's order, `literals` the latter, `inputs` the types of inputs
     by name. `scope` is what the source refers to, modules by name. Pickled as its source.
     """
 
-    def __init__(self, source: str, scope: Mapping[str, Any], weights: Sequence[str], literals: Mapping[str, np.ndarray], inputs: Mapping[str, int]):
+    def __init__(self, source: str, scope: Mapping[str, Any], weights: Sequence[str], literals: Mapping[str, np.ndarray], inputs: Mapping[str, Type]):
         self.source, self.scope = source, dict(scope)
         self.weights, self.literals, self.inputs = tuple(weights), dict(literals), dict(inputs)
+        self.checks = [(k, t.rank, t.dtype in KINDS["float"]) for k, t in inputs.items()]
         self.function = self._compiled()
 
     def _compiled(self) -> Any:
@@ -123,7 +124,7 @@ def program(graph: Graph, state: Iterable[Param] = ()) -> Program:
     code.output({k: x.node for k, x in made.items()})
     written = code.python_code("self")
     scope = {k: x.__name__ if isinstance(x, ModuleType) else x for k, x in written.globals.items()}
-    return Program(written.src, scope, weights, literals, {v.name: v.rank for v in inputs})
+    return Program(written.src, scope, weights, literals, {v.name: v.type for v in inputs})
 
 
 def _identifiers(names: Iterable[str]) -> list[str]:
@@ -199,10 +200,10 @@ class TorchModule(Group):
         for key in made.weights:
             group, trains, name = self._places[key]
             arguments.append((group._parameters if trains else group._buffers)[name])
-        for name, rank in made.inputs.items():
+        for name, rank, floats in made.checks:
             x = inputs[name]
-            if not isinstance(x, torch.Tensor) or x.dim() != rank:
-                raise InputError(_misfit(name, x, rank))
+            if not isinstance(x, torch.Tensor) or x.dim() != rank or (x.is_floating_point() and not floats):
+                raise InputError(_misfit(name, x, made.inputs[name]))
             arguments.append(x)
         return made.function(None, *arguments)
 
@@ -255,10 +256,11 @@ class TorchModule(Group):
         return _blank, (self.names,), {**self.__dict__, "_definition": None, "_places": {}}
 
 
-def _misfit(name: str, x: Any, rank: int) -> str:
+def _misfit(name: str, x: Any, type: Type) -> str:
     if not isinstance(x, torch.Tensor):
-        return f"input {name!r} is {type(x).__name__}, expected a torch.Tensor of rank {rank}"
-    return f"input {name!r} has shape {list(x.shape)}, expected rank {rank}"
+        return f"input {name!r} is of {x.__class__}, expected a torch.Tensor {type}"
+    found = f"has shape {list(x.shape)}" if x.dim() != type.rank else f"is of dtype {x.dtype}"
+    return f"input {name!r} {found}, expected {type}"
 
 
 @cache

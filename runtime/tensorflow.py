@@ -32,13 +32,13 @@ class _Placed(Session):
         self._types = {v.name: dtype_in(v.type, float) for v in graph.inputs}
         spec = {v.name: tf.TensorSpec(static_shape(v.shape), self._types[v.name]) for v in graph.inputs}
         compiled = not _grows(graph) if jit_compile is None else jit_compile
-        self._function = tf.function(function, input_signature=[spec], autograph=False, jit_compile=compiled or None)
+        self._function = tf.function(function, input_signature=[spec], autograph=False, jit_compile=compiled or None).get_concrete_function()
 
     def run(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """The outputs for arrays that fit."""
         try:
             with tf.device(self._place):
-                made = self._function({k: tf.cast(arrays[k], dtype) for k, dtype in self._types.items()})
+                made = self._function(*tf.nest.flatten({k: tf.cast(arrays[k], dtype) for k, dtype in self._types.items()}))
                 return {k: tf.cast(made[k], DTYPES[t.dtype]).numpy() for k, t in self.outputs.items()}
         except tf.errors.OpError as error:
             raise InterlinguaError(f"{self.name} failed in TensorFlow {tf.__version__}: {error.message}") from error
@@ -58,7 +58,7 @@ class TensorflowSession(_Placed):
         with tf.device(place(device)):
             weights = variables_of(definition.weights, graph.params(), float)
         table = TF if jit_compile is False or (jit_compile is None and _grows(graph)) else TF_XLA
-        call = as_function(graph, weights, table.in_float(float))
+        call = as_function(graph, weights, table.in_float(float)).get_concrete_function()
         by_name = lambda tensors: call(*(tensors[v.name] for v in graph.inputs))
         super().__init__(graph, by_name, device=device, name=definition.name, float=float, jit_compile=jit_compile)
 

@@ -153,12 +153,17 @@ def clip_inputs(config: Any, head: str, rng: np.random.Generator, options: Optio
 
 
 def _token_labels(inputs: Arrays, name: str, count: int, rng: np.random.Generator) -> np.ndarray:
-    """A label for two thirds of the unpadded tokens, -100 elsewhere."""
+    """A label for two thirds of the unpadded tokens that follow an unpadded one, -100 elsewhere.
+
+    A head that shifts its labels predicts a token at the one before it; where that is padding on the left, the prediction has no meaning.
+    """
     ids = inputs[name]
-    mask = inputs.get("decoder_attention_mask" if name.startswith("decoder") else "attention_mask", np.ones_like(ids))
-    labels = np.where((mask == 1) & (rng.random(ids.shape) < 0.67), rng.integers(0, count, ids.shape), -100)
-    labels[..., -1 if ids.shape[-1] == 1 else 1] = rng.integers(0, count, ids.shape[:-1])  # at least one, also after a shift
-    return np.where(mask == 1, labels, -100)
+    live = inputs.get("decoder_attention_mask" if name.startswith("decoder") else "attention_mask", np.ones_like(ids)) == 1
+    live[..., 1:] &= live[..., :-1].copy()
+    chosen = rng.random(ids.shape) < 0.67
+    chosen[..., -2:] = True  # at least one, whichever side is padded and whether or not labels are shifted
+    chosen[..., 1:2] = True
+    return np.where(live & chosen, rng.integers(0, count, ids.shape), -100)
 
 
 def _class_labels(config: Any, batch: int, rng: np.random.Generator) -> np.ndarray:

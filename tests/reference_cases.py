@@ -79,9 +79,10 @@ _EDGE_INPUTS: dict[str, dict[str, Any]] = {
     "clip": {"batch": 1, "text_batch": 1, "length": 1, "drop": ["attention_mask"]},
     "swin": {"batch": 1, "height": 33, "width": 47},
 }
-# masked image modelling rebuilds a square picture of whole patches; an x-vector needs eight frames
+# masked image modelling rebuilds a square picture of whole patches; an x-vector needs eight frames; the loss of question answering runs over all
+# positions, of which a causal model has none to speak of in padding on the left
 _B_CONFIG_OF = {"ViTForMaskedImageModeling": {"image_size": 40}}
-_B_INPUTS_OF = {"SwinForMaskedImageModeling": {"height": 40, "width": 40}}
+_B_INPUTS_OF = {"SwinForMaskedImageModeling": {"height": 40, "width": 40}, "GPT2ForQuestionAnswering": {"pad": "right"}}
 _EDGE_INPUTS_OF = {"SwinForMaskedImageModeling": {"height": 32, "width": 32}, "Wav2Vec2ForXVector": {"samples": 340}}
 
 

@@ -232,6 +232,8 @@ def test_shards_are_read_as_one(tmp_path):
     assert len(checkpoint.files) == len(set(index["weight_map"].values())) > 3
     assert index["metadata"]["total_size"] == sum(a.nbytes for a in weights.values())
     assert not (tmp_path / "m" / "model.safetensors").exists()
+    for file in map(SafetensorsFile, checkpoint.files):
+        assert len(file) == 1 or sum(weights[key].nbytes for key in file) <= 150
     for key, array in weights.items():
         assert bits(checkpoint.array(key)) == bits(array)
         same_bytes_at_location(checkpoint, key)

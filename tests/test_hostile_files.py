@@ -112,35 +112,36 @@ class Evil:
         return os.system, (f"touch {self.marker}",)
 
 
-def opcodes(marker: Path) -> dict[str, bytes]:
-    """Every way in which a pickle gets at code."""
+def ways(marker: Path) -> dict[str, tuple[bytes, str]]:
+    """Every way in which a pickle gets at code, and what is said to it."""
     command = value(f"touch {marker}")
-    made = call(name("collections", "OrderedDict"))
+    ordered = name("collections", "OrderedDict")
+    run, not_needed = "asks to run {}, which is refused", "pickle opcode {} at byte"
     return {
-        "eval": state(w=call(name("builtins", "eval"), value(f"open({str(marker)!r}, 'w')"))),
-        "getattr": state(w=call(name("builtins", "getattr"), name("torch", "Size"), value("__class__"))),
-        "torch.load": state(w=call(name("torch", "load"), value("other.bin"))),
-        "dotted": state(w=b"\x80\x04" + value("collections") + value("OrderedDict.__init__") + b"\x93"),
-        "stack global": b"\x80\x04" + value("os") + value("system") + b"\x93" + command + b"\x85R.",
-        "stack global of numbers": b"\x80\x04" + value(1) + value(2) + b"\x93.",
-        "inst": b"(" + command + b"ios\nsystem\n.",
-        "inst allowed": b"(icollections\nOrderedDict\n.",
-        "obj": b"(" + name("collections", "OrderedDict") + b"o.",
-        "newobj": name("collections", "OrderedDict") + b")\x81.",
-        "newobj ex": name("collections", "OrderedDict") + b")}\x92.",
-        "extension": b"\x82\x01.",
-        "call of a value": value("os.system") + command + b"\x85R.",
-        "call of a dtype": name("torch", "float32") + command + b"\x85R.",
-        "call of a tensor": tensor() + command + b"\x85R.",
-        "arguments that are no tuple": name("collections", "OrderedDict") + value([1]) + b"R.",
-        "state of a function": name("torch._utils", "_rebuild_tensor") + value({"__code__": 1}) + b"b.",
-        "state of a tensor": tensor() + value({"a": 1}) + b"b.",
-        "state that is no dict": made + value(({"a": 1}, {"b": 2})) + b"b.",
-        "persistent id in text": b"Pos.system\n.",
-        "persistent object": b"(" + value("module") + value("os") + b"tQ.",
-        "persistent storage of no type": b"(" + value("storage") + value("FloatStorage") + value("0") + value("cpu") + value(4) + b"tQ.",
-        "buffers": b"\x97.",
-        "protocol 0": b"cos\nsystem\n(S'touch x'\ntR.",
+        "eval": (state(w=call(name("builtins", "eval"), value(f"open({str(marker)!r}, 'w')"))), run.format("builtins.eval")),
+        "getattr": (state(w=call(name("builtins", "getattr"), name("torch", "Size"), value("__class__"))), run.format("builtins.getattr")),
+        "torch.load": (state(w=call(name("torch", "load"), value("other.bin"))), run.format("torch.load")),
+        "dotted": (b"\x80\x04" + value("collections") + value("OrderedDict.clear") + b"\x93.", run.format("collections.OrderedDict.clear")),
+        "stack global": (b"\x80\x04" + value("os") + value("system") + b"\x93" + command + b"\x85R.", run.format("os.system")),
+        "stack global of numbers": (b"\x80\x04" + value(1) + value(2) + b"\x93.", "asks to run .*which is refused"),
+        "inst": (b"(" + command + b"ios\nsystem\n.", run.format("os.system")),
+        "inst allowed": (b"(icollections\nOrderedDict\n.", not_needed.format("'i'")),
+        "obj": (b"(" + ordered + b"o.", not_needed.format("0x6f")),
+        "newobj": (ordered + b")\x81.", not_needed.format("0x81")),
+        "newobj ex": (ordered + b")}\x92.", not_needed.format("0x92")),
+        "extension": (b"\x82\x01.", not_needed.format("0x82")),
+        "call of a value": (value("os.system") + command + b"\x85R.", "asks to call 'os.system', which is refused"),
+        "call of a dtype": (name("torch", "float32") + command + b"\x85R.", r"asks to call \('f32', 4\), which is refused"),
+        "call of a tensor": (tensor() + command + b"\x85R.", "asks to call a Tensor of 6, which is refused"),
+        "arguments that are no tuple": (ordered + value([1]) + b"R.", "asks to call a function, which is refused"),
+        "state of a function": (name("torch", "Size") + value({"__code__": 1}) + b"b.", "asks to set the state of a function, which is refused"),
+        "state of a tensor": (tensor() + value({"a": 1}) + b"b.", "asks to set the state of a Tensor of 6, which is refused"),
+        "state that is no dict": (ordered + b")R" + value((1, {"b": 2})) + b"b.", "asks to set the state of a dict of 0, which is refused"),
+        "persistent id in text": (b"Pos.system\n.", not_needed.format("0x50")),
+        "persistent object": (b"(" + value("module") + value("os") + b"tQ.", r"refers to \('module', 'os'\)"),
+        "persistent storage of no type": (b"(" + b"".join(map(value, ("storage", "FloatStorage", "0", "cpu", 4))) + b"tQ.", "refers to"),
+        "buffers": (b"\x97.", not_needed.format("0x97")),
+        "protocol 0": (b"cos\nsystem\n(S'touch x'\ntR.", run.format("os.system")),
     }
 
 
@@ -160,11 +161,13 @@ def test_code_in_a_pickle_is_refused_by_name_and_never_run(tmp_path, container, 
 
 
 @pytest.mark.parametrize("container", [archive, legacy, plain], ids=["zip", "legacy", "plain"])
-@pytest.mark.parametrize("way", opcodes(Path("x")))
+@pytest.mark.parametrize("way", ways(Path("x")))
 def test_every_way_to_code_is_closed(tmp_path, container, way):
     marker = tmp_path / "marker"
-    with pytest.raises(CheckpointError):
-        PickledFile(container(tmp_path / "w.bin", opcodes(marker)[way]))
+    program, message = ways(marker)[way]
+    with pytest.raises(CheckpointError, match=message) as caught:
+        PickledFile(container(tmp_path / "w.bin", program))
+    assert "refers to" in message or "nothing was executed" in str(caught.value)
     assert not marker.exists()
 
 

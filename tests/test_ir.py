@@ -135,6 +135,8 @@ def everything() -> Graph:
     scale.name, scale.key = "norm.scale", "bn.running_var"
     table, nameless = Param(9, 4, init="normal"), Param(3, dtype="i64")
     table.name = table.key = "x"  # the name of an input
+    places = Param(2, 3, dtype="i64", init=np.arange(6).reshape(2, 3))
+    places.name = places.key = "places"
     with graph.tracing():
         x = graph.input("x", "f32[batch seq>=3 4]")
         index = graph.input("past.0.key", "i64[batch]")
@@ -148,7 +150,8 @@ def everything() -> Graph:
         rows = ops.take(table, index + nameless[0])
         drawn = ops.dropout(rows, graph.random_key(), rate=0.5, site=graph.random_site())
         last = ops.top_k(ops.constant(value=float("-inf"), dtype="f32") + ops.pad(drawn, low=(0, 0), high=(0, 1), value=-0.0), k=2)
-        graph.outputs = {"first": parts[0], "second.0": parts[1], "small": small, "large": large, "odd": odd, "values": last[0], "places": last[1]}
+        graph.outputs = {"first": parts[0], "second.0": parts[1], "small": small, "large": large, "odd": odd}
+        graph.outputs |= {"buffer": ops.take(places, index), "values": last[0], "places": last[1]}
     graph.path = ""
     return graph
 
@@ -162,6 +165,7 @@ def test_everything_that_a_graph_says_survives_its_text():
         '  norm.scale: f32[4] key="bn.running_var" trainable=False\n',
         '  x\': f32[9 4] key="x" init="normal"\n',
         '  param: i64[3] key="" trainable=False\n',
+        '  places: i64[2 3] init=literal("',
         "  %1: f32[batch seq 1], %1.1: f32[batch seq 3] = split(%0) {axis=2, sizes=(1, 3)}  # blocks.0\n",
         '{value=[[0.1, -0.33333334, 1e-30, inf]], dtype="f32"}',
         '{value=-inf, dtype="f32"}',
@@ -173,9 +177,10 @@ def test_everything_that_a_graph_says_survives_its_text():
     assert print_graph(twin) == text
     assert (twin.training, twin.bounds, twin.limits, twin.sites) == (True, graph.bounds, graph.limits, 1)
     assert [n.path for n in twin.live()] == [n.path for n in graph.live()]
-    assert [(p.key, p.init, p.trainable) for p in twin.params()] == [(p.key, p.init, p.trainable) for p in graph.params()]
-    feed = {"x": np.ones((2, 3, 4)), "past.0.key": np.array([1, 5]), "random_key": np.array([1, 2], np.uint32)}
-    weights = ArrayWeights({"bn.running_var": np.full(4, 2.0), "x": np.arange(36.0).reshape(9, 4), "": np.arange(3)})
+    assert [(p.key, str(p.init), p.trainable) for p in twin.params()] == [(p.key, str(p.init), p.trainable) for p in graph.params()]
+    feed = {"x": np.ones((2, 3, 4)), "past.0.key": np.array([1, 0]), "random_key": np.array([1, 2], np.uint32)}
+    arrays = {"bn.running_var": np.full(4, 2.0), "x": np.arange(36.0).reshape(9, 4), "": np.arange(3), "places": np.arange(6).reshape(2, 3)}
+    weights = ArrayWeights(arrays)
     found, expected = reference(twin, feed, weights), reference(graph, feed, weights)
     for name in expected:
         np.testing.assert_array_equal(found[name], expected[name], err_msg=name)
@@ -363,7 +368,7 @@ def test_values_refuse_python_control_flow():
     x = graph.input("x", "f32[n]")
     with pytest.raises(InterlinguaError, match=r"x: f32\[n\] has no truth value while a graph is traced; use ops.where"):
         bool(x)
-    with pytest.raises(InterlinguaError, match="cannot be iterated while a graph is traced; use ops.split"):
+    with pytest.raises(InterlinguaError, match=r"cannot be iterated while a graph is traced; use ops.split"):
         list(x)
 
 

@@ -20,7 +20,6 @@ from interlingua.ir.reference import reference
 from interlingua.ir.signature import Signature
 from interlingua.ir.sizes import symbol
 from interlingua.ir.text import print_graph
-from interlingua.ir.types import Type
 from interlingua.ir.weights import ArrayWeights
 
 PASSES = [explicit_causal, flatten, fold_constants]
@@ -270,20 +269,20 @@ def test_a_flattened_block_in_print():
           %0: f32[b*s 6] = reshape(x0) {shape=(b*s, 6)}  # layer
           %1: f32[b*s 8] = linear(%0, x1)  # layer
           %2: f32[b*s 4], %2.1: f32[b*s 4] = split(%1) {axis=1, sizes=(4, 4)}  # layer
-          %3: f32[b*s 4] = silu(%2.1)  # layer
-          %4: f32[b*s 4] = mul(%2, %3)  # layer
-          %5: f32[b*s 6] = affine(%4, x2)  # layer
-          %6: f32[b*s 6] = add(%5, %0)  # layer
-          %7: f32[b*s 6] = softmax(%6) {axis=1}  # layer
-          %8: f32[b s 6] = reshape(%7) {shape=(b, s, 6)}  # layer
-          %9: f32[b s 6] = add(%8, x3)  # layer
-          %10: f32[b*s] = sum(%2) {axis=1}  # layer
-          %11: f32[b s] = reshape(%10) {shape=(b, s)}  # layer
-          %12: f32[b s 4] = reshape(%2.1) {shape=(b, s, 4)}  # layer
-          %13: f32[b 4] = max(%12) {axis=1}  # layer
+          %3: f32[b s 4] = reshape(%2.1) {shape=(b, s, 4)}  # layer
+          %4: f32[b*s 4] = silu(%2.1)  # layer
+          %5: f32[b*s 4] = mul(%2, %4)  # layer
+          %6: f32[b*s 6] = affine(%5, x2)  # layer
+          %7: f32[b*s 6] = add(%6, %0)  # layer
+          %8: f32[b*s 6] = softmax(%7) {axis=1}  # layer
+          %9: f32[b s 6] = reshape(%8) {shape=(b, s, 6)}  # layer
+          %10: f32[b s 6] = add(%9, x3)  # layer
+          %11: f32[b*s] = sum(%2) {axis=1}  # layer
+          %12: f32[b s] = reshape(%11) {shape=(b, s)}  # layer
+          %13: f32[b 4] = max(%3) {axis=1}  # layer
         outputs
-          y0: %9
-          y1: %11
+          y0: %10
+          y1: %12
           y2: %13
         """)
 
@@ -291,16 +290,18 @@ def test_a_flattened_block_in_print():
 def kept_flat(call: Callable[..., Any], *types: str) -> bool:
     """Whether `call`, on operands that were matrices before they became [b s n], works on the matrices."""
 
-    def make(*matrices):
-        wide = [ops.reshape(x, shape=(symbol("b"), symbol("s"), x.shape[1])) if x.shape[0] == Type.parse("f32[b*s]").shape[0] else x for x in matrices]
-        return call(*wide)
+    batch, seq = symbol("b"), symbol("s")
+
+    def make(*xs):
+        return call(*[ops.reshape(x, shape=(batch, seq, x.shape[1])) if x.shape[:1] == (batch * seq,) else x for x in xs])
 
     nodes = [n for n in flatten(build(make, *types)).live() if n.op is not ops.reshape]
     return all(v is None or v.rank <= 2 for n in nodes for v in n.inputs)
 
 
+REDUCTIONS = ("sum", "mean", "max", "min", "logsumexp", "argmax", "argmin")
 LAST_AXIS: dict[str, tuple[Callable[..., Any], list[str]]] = {
-    **{n: (lambda x, n=n: OPS[n](x, axis=2), ["f32[b*s 6]"]) for n in ("sum", "mean", "max", "min", "logsumexp", "argmax", "argmin", "cumsum", "flip")},
+    **{n: (lambda x, n=n: OPS[n](x, axis=2), ["f32[b*s 6]"]) for n in (*REDUCTIONS, "cumsum", "flip")},
     **{n: (lambda x, n=n: OPS[n](x, axis=-1), ["f32[b*s 6]"]) for n in ("softmax", "log_softmax", "argsort", "sort")},
     **{n: (lambda x, n=n: OPS[n](x, axis=2, keep=True), ["bool[b*s 6]"]) for n in ("any", "all")},
     "concat": (lambda *xs: ops.concat(*xs, axis=2), ["f32[b*s 6]", "f32[b*s 4]"]),
@@ -320,8 +321,10 @@ ROWS: dict[str, tuple[Callable[..., Any], list[str]]] = {
     "rms_norm": (lambda *xs: ops.rms_norm(*xs, eps=1e-5), ["f32[b*s 6]", "f32[6]"]),
 }
 # ops in which rows meet, or which have no rows
-OTHERS = """constant literal size iota random_uniform dropout reshape transpose broadcast_to pad matmul top_k attention attention_weights rotary one_hot
-conv conv_transpose max_pool average_pool resize ctc_loss group_norm batch_norm"""
+OTHERS = """
+constant literal size iota random_uniform dropout reshape transpose broadcast_to pad matmul top_k attention attention_weights rotary one_hot conv
+conv_transpose max_pool average_pool resize ctc_loss group_norm batch_norm
+"""
 
 
 def elementwise() -> dict[str, Op]:
@@ -353,8 +356,8 @@ def test_reshapes_sink_below_ops_on_rows(name: str):
 
 
 def test_reshapes_stay_above_ops_between_rows():
-    for call in (lambda x: ops.sum(x, axis=1), lambda x: ops.softmax(x, axis=0), lambda x: ops.mean(x, axis=(1, 2)), lambda x: ops.cumsum(x, axis=1)):
-        assert not kept_flat(call, "f32[b*s 6]")
+    for op, axis in [(ops.sum, 1), (ops.softmax, 0), (ops.mean, (1, 2)), (ops.cumsum, -2)]:
+        assert not kept_flat(lambda x, op=op, axis=axis: op(x, axis=axis), "f32[b*s 6]")
     assert not kept_flat(lambda x, y: ops.concat(x, y, axis=1), "f32[b*s 6]", "f32[b 2 6]")
     assert not kept_flat(lambda x, i: ops.take(x, i, axis=2), "f32[b*s 6]", "i64[b s 3]")
 

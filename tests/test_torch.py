@@ -60,13 +60,16 @@ def test_every_op_has_a_rule_or_a_decomposition():
 def test_values(sample: Sample, symbolic: bool):
     graph = sample_graph(sample, symbolic)
     made, truth = program(graph), reference(graph, sample.inputs(symbolic))
-    for dtype in ("f64", "f32"):
-        results = made.function(None, *arguments(sample, made, symbolic, dtype))
+    for dtype in ("f64", "f32", "f16"):
+        given = arguments(sample, made, symbolic, dtype)
+        results = made.function(None, *given)
         assert results.keys() == truth.keys()
         for k, x in results.items():
+            own = graph.outputs[k].type.dtype
+            follows = own == "f32" and any(g.dtype == DTYPES[dtype] for g in given)
+            assert x.dtype == DTYPES[dtype if follows else own]
             assert x.shape == truth[k].shape
             close(to_array(x), truth[k], TOLERANCE[dtype], f"{k} in {dtype}")
-            assert dtype != "f32" or x.dtype == DTYPES[graph.outputs[k].type.dtype]
 
 
 @pytest.mark.parametrize("sample", [s for s in SAMPLES if s.gradient], ids=repr)
@@ -424,10 +427,13 @@ def test_wrong_inputs_are_named():
     given = tensors(batch(), *USUAL)
     with pytest.raises(InputError, match=r"Tagger has no input 'atention_mask'; did you mean 'attention_mask'\?"):
         net(**given, atention_mask=given["input_ids"])
-    with pytest.raises(InputError, match=r"input 'signal' has shape \[3, 7\], expected rank 3"):
+    with pytest.raises(InputError, match=r"input 'signal' has shape \[3, 7\], expected f32\[batch 3 seq\]"):
         net(input_ids=given["input_ids"], signal=given["signal"][:, 0])
-    with pytest.raises(InputError, match=r"input 'input_ids' is ndarray, expected a torch.Tensor of rank 2"):
+    with pytest.raises(InputError, match=r"input 'input_ids' is of dtype torch.float32, expected i64\[batch seq\]"):
+        net(input_ids=given["signal"][:, 0], signal=given["signal"])
+    with pytest.raises(InputError, match=r"input 'input_ids' is of <class 'numpy.ndarray'>, expected a torch.Tensor i64\[batch seq\]"):
         net(input_ids=batch()["input_ids"], signal=given["signal"])
+    assert net(input_ids=given["input_ids"].int(), signal=given["signal"].long())["logits"].dtype == torch.float32
     with pytest.raises(UsageError, match="Tagger has no output 'logit'; did you mean 'logits'"):
         as_module(tagger(), outputs=["logit"])
     with pytest.raises(UsageError, match="dtype='fp16' is not a float dtype; did you mean 'f16'"):

@@ -50,6 +50,7 @@ from .heads import (
     text_inputs,
     with_choices,
 )  # fmt: skip
+from .pooling import POOLING, SentenceEmbedding
 from .positions import RelativeBias
 from .vision import Identity, Patches, PixelDecoder, masked_pixel_loss, pair, positions_for, sequence_of, stage_names
 from .windows import WindowAttention, pad_to

@@ -17,8 +17,7 @@ def matmul(x, y):
 @op("[*b k], [m k], [m]? -> [*b m]")
 def linear(x, weight, bias=None):
     """x weight^T + bias, the weight stored [out in]."""
-    y = x @ weight.T
-    return y if bias is None else y + bias
+    return affine.reference(x, weight.T, bias)
 
 
 @linear.decompose
@@ -29,7 +28,7 @@ def _(x, weight, bias):
 @op("[*b k], [k m], [m]? -> [*b m]")
 def affine(x, weight, bias=None):
     """x weight + bias, the weight stored [in out]."""
-    y = x @ weight
+    y = (x.reshape(-1, x.shape[-1]) @ weight).reshape(*x.shape[:-1], weight.shape[1])  # one product, where matmul makes one per row of the batch
     return y if bias is None else y + bias
 
 

@@ -151,7 +151,7 @@ def _add_tokens(tokenizer: Tokenizer, settings: Settings, name: str) -> None:
     tokens = []
     for text, token in (listed | fresh).items():
         token = _plain_token(text, text in special_texts) if isinstance(token, str) else token
-        pass
+        token.special = token.special or text in special_texts
         tokens.append(token)
     tokenizer.add_tokens(tokens)
 

@@ -1,0 +1,1 @@
+"""Running and verifying: sessions on every target, artifacts opened, numbers compared with the float64 reference."""

@@ -1,0 +1,128 @@
+"""Exporting a model: the exporter of a target, with its numbers checked before anything appears."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..ir.atomic import atomic_folder
+from ..ir.errors import UsageError, nearest
+from ..ir.graph import Graph
+
+if TYPE_CHECKING:
+    from ..exporters.artifact import GraphFile
+    from ..model import Model
+
+TARGETS = ("onnx", "stablehlo", "saved_model")
+Progress = Callable[[str], None]
+
+
+def export(
+    model: Model,
+    folder: str | os.PathLike[str] | None = None,
+    to: str = "onnx",
+    *,
+    inputs: Sequence[str] | None = None,
+    outputs: Sequence[str] | None = None,
+    cache: bool | None = None,
+    check: bool = True,
+    overwrite: bool = False,
+    progress: Progress = lambda text: None,
+    **options: Any,
+) -> list[GraphFile]:
+    """Writes a model as ONNX, StableHLO or a SavedModel, and returns what `interlingua.json` lists.
+
+    Without a folder the artifact is written beside the checkpoint, whose weights it refers to. A head that generates becomes graphs with caches
+    (`model`, or `encoder_model` and `decoder_model`) for ONNX and StableHLO unless `cache` is false or inputs or outputs are chosen. With `check`
+    the artifact is run against the float64 reference before it appears, and its errors are noted in `interlingua.json`.
+
+    Raises ParityError where the numbers are wrong, UsageError for an existing output, TargetError for what the target cannot express; then
+    nothing is left behind.
+    """
+    if to not in TARGETS:
+        raise UsageError(f"target {to!r} is unknown{nearest(to, TARGETS)}")
+    if folder is None and model.folder is None:
+        raise UsageError(f"{model.name} has no checkpoint to be exported beside; name a folder")
+    place = Path(folder or model.folder or ".")
+    graphs = graphs_of(model, to, inputs, outputs, cache)
+    progress(f"writing {to} to {place}")
+    checker = _checker(model, graphs, to, progress) if check else None
+    made = _write(model, place, to, graphs, overwrite=overwrite, check=checker, **options)
+    _copy_companions(model, place)
+    return made
+
+
+def graphs_of(model: Model, to: str, inputs: Sequence[str] | None, outputs: Sequence[str] | None, cache: bool | None) -> dict[str, Graph]:
+    """The graphs that a model is exported as, by file stem."""
+    head = model.card.heads[model.head] if model.card else None
+    chosen = inputs is not None or outputs is not None
+    wanted = (not chosen and to != "saved_model") if cache is None else cache
+    if not (wanted and head and head.parts):
+        if cache:
+            raise UsageError(f"{model.name} has no caches: only heads that generate have")
+        return {"model": model.graph(inputs, outputs)}
+    return {part.file: model.graph(inputs, part.outputs, cache=part.cache) for part in head.parts}
+
+
+def _write(model: Model, place: Path, to: str, graphs: dict[str, Graph], **options: Any) -> list[GraphFile]:
+    if to == "onnx":
+        from ..exporters import onnx
+
+        return onnx.export(model, place, graphs=graphs, head=model.head, **options)
+    if to == "stablehlo":
+        from ..exporters import stablehlo
+
+        return stablehlo.export(model, place, graphs=graphs, head=model.head, **options)
+    from ..exporters import saved_model
+
+    return saved_model.export(model, place, graph=graphs["model"], head=model.head, **options)
+
+
+def _checker(model: Model, graphs: Mapping[str, Graph], to: str, progress: Progress) -> Callable[..., dict[str, dict[str, float]]]:
+    """Runs each written graph, while it is still in its staging folder, against the reference."""
+
+    def check(files: Mapping[str, Path], staging: Path, folder: Path) -> dict[str, dict[str, float]]:
+        from .verify import verify_session
+
+        errors = {}
+        for stem, graph in graphs.items():
+            session = _open_staged(to, files[stem], [staging, folder], graph)
+            errors[stem] = verify_session(session, graph, model, to, progress=progress).check().errors(to)
+        return errors
+
+    return check
+
+
+def _open_staged(to: str, file: Path, folders: Sequence[Path], graph: Graph) -> Any:
+    if to == "onnx":
+        from .ort import open_staged
+
+        # a check reads each weight once: packing them for speed would double the memory
+        return open_staged(file, folders, graph, session_options={"session.disable_prepacking": "1"})
+    if to == "stablehlo":
+        from .xla import open_staged as open_program
+
+        return open_program(file, folders, graph)
+    from .tensorflow import SavedModelSession
+
+    return SavedModelSession(file.parent, graph, "cpu", graph_name(file), None)
+
+
+def graph_name(file: Path) -> str:
+    """What an error calls a file that has no name of its own yet."""
+    return f"the {file.name} being written"
+
+
+def _copy_companions(model: Model, place: Path) -> None:
+    """Puts config.json, tokenizer and processor files beside an artifact that lies elsewhere."""
+    if model.folder is None or place.resolve() == Path(model.folder).resolve():
+        return
+    files = {"config.json": os.path.join(model.folder, "config.json"), **model.companions()}
+    missing = {name: source for name, source in files.items() if not (place / name).exists()}
+    with atomic_folder(place) as staging:
+        for name, source in missing.items():
+            (staging / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, staging / name)

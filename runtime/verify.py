@@ -1,0 +1,179 @@
+"""Verification: every target against the float64 run of the unoptimised graph, per output and, on a miss, per layer.
+
+An error is counted in units of float32 rounding noise: the error that the same graph makes in NumPy float32. One factor per target says how
+many units are rounding; more is a fault.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ..ir.definition import Definition
+from ..ir.errors import ParityError
+from ..ir.graph import Graph, Value
+from ..ir.reference import reference
+from .samples import Sample, make_samples
+from .session import Session
+from .targets import compile, installed
+
+# Units of float32 rounding noise that a target may be off by: its kernels sum in other orders and use other approximations of exp and erf.
+FACTORS = {"numpy": 2.0, "onnxruntime": 20.0, "onnx": 20.0, "xla": 20.0, "stablehlo": 20.0, "torch": 20.0, "tensorflow": 20.0, "saved_model": 20.0}
+FLOOR = 4 * float(np.finfo(np.float32).eps)  # of an output's magnitude: no output is held to less than this
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One output of one target on one sample: its greatest error over live positions, and the most that rounding explains."""
+
+    target: str
+    sample: str
+    output: str
+    error: float
+    limit: float
+
+    @property
+    def ok(self) -> bool:
+        """Whether rounding explains the error; NaN is never explained."""
+        return self.error <= self.limit
+
+
+@dataclass
+class Report:
+    """What verification found: a row for each target, sample and output, and for each failing target the first layer that differs."""
+
+    model: str
+    rows: list[Row] = field(default_factory=list)
+    first: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def ok(self) -> bool:
+        """Whether every error is explained by rounding."""
+        return all(r.ok for r in self.rows)
+
+    def check(self) -> Report:
+        """This report; ParityError where an error is more than rounding."""
+        if not self.ok:
+            raise ParityError(str(self))
+        return self
+
+    def errors(self, target: str) -> dict[str, float]:
+        """The greatest error of each output on a target."""
+        found: dict[str, float] = {}
+        for r in self.rows:
+            if r.target == target:
+                found[r.output] = max(r.error, found.get(r.output, 0.0))
+        return found
+
+    def __str__(self) -> str:
+        bad = [r for r in self.rows if not r.ok]
+        if not bad:
+            worst = max(self.rows, key=lambda r: r.error / r.limit, default=None)
+            rest = f"; worst: {worst.output} on {worst.target}, {worst.error:.1e} of {worst.limit:.1e} allowed" if worst else ""
+            return f"{self.model}: {len(self.rows)} outputs agree with the float64 reference{rest}"
+        lines = [f"{self.model}: {len(bad)} of {len(self.rows)} outputs differ from the float64 reference by more than rounding"]
+        lines += [f"  {r.target}: {r.output} is off by {r.error:.1e}, allowed {r.limit:.1e} ({r.sample})" for r in bad[:8]]
+        lines += [f"  {target}: the first layer that differs is {place}" for target, place in self.first.items()]
+        return "\n".join(lines)
+
+
+class Truth:
+    """The float64 run of a graph on a sample, and what float32 makes of it."""
+
+    def __init__(self, graph: Graph, sample: Sample, definition: Definition):
+        self.sample, self.types = sample, {k: v.type for k, v in graph.outputs.items()}
+        self.outputs = reference(graph, sample.arrays, definition.weights)
+        noisy = reference(graph, sample.arrays, definition.weights, float="f32")
+        self.unit = {k: max(self.error(k, noisy[k]), FLOOR * self._scale(k)) for k in self.outputs}
+
+    def _scale(self, name: str) -> float:
+        live = np.where(self.sample.mask(self.types[name]), self.outputs[name], 0)
+        finite = np.abs(live[np.isfinite(live)]) if live.dtype.kind == "f" else np.abs(live)
+        return max(1.0, float(finite.max(initial=0)))
+
+    def error(self, name: str, array: np.ndarray) -> float:
+        """The greatest difference over live positions; infinite for another shape, NaN where only one side has one."""
+        true = self.outputs[name]
+        if array.shape != true.shape:
+            return float("inf")
+        with np.errstate(invalid="ignore", over="ignore"):
+            apart = np.where(np.isnan(true) & np.isnan(array) | (true == array), 0, np.abs(array.astype(np.float64) - true))
+        return float(np.max(np.where(self.sample.mask(self.types[name]), apart, 0), initial=0))
+
+    def rows(self, target: str, outputs: Mapping[str, np.ndarray]) -> list[Row]:
+        """A row for each output."""
+        return [Row(target, self.sample.name, k, self.error(k, outputs[k]), FACTORS[target] * self.unit[k]) for k in self.types]
+
+
+def verify(
+    model: Definition,
+    targets: Sequence[str] | None = None,
+    *,
+    device: str = "cpu",
+    inputs: Iterable[str] | None = None,
+    outputs: Iterable[str] | None = None,
+    truth: Definition | None = None,
+    seed: int = 0,
+    progress: Progress = lambda text: None,
+) -> Report:
+    """Runs a model on every installed target (or those named) at two sizes, one padded, and reports the errors.
+
+    `truth` is the model to be compared with, by default the same one: another with the same graph shows where two sets of weights differ.
+    """
+    targets = [t for t in installed() if t != "numpy"] if targets is None else list(targets)
+    graph = model.graph(inputs, outputs)
+    report, samples, truth = Report(model.name), make_samples(graph, getattr(model, "config", None), seed), truth or model
+    truths = [Truth(graph, sample, truth) for sample in samples]
+    for target in targets:
+        progress(f"{target}: compiling and running {model.name}")
+        session = _reference_session(model, graph, device) if target == "numpy" else compile(model, target, device=device, graph=graph)
+        rows = [row for t in truths for row in t.rows(target, session(**t.sample.arrays))]
+        report.rows += rows
+        if not all(r.ok for r in rows):
+            progress(f"{target}: looking for the first layer that differs")
+            worst = next(t for t in truths if any(not r.ok for r in rows if r.sample == t.sample.name))
+            report.first[target] = first_difference(model, graph, target, worst.sample, truth, device)
+    return report
+
+
+def _reference_session(model: Definition, graph: Graph, device: str) -> Session:
+    return compile(model, "numpy", device=device, graph=graph, dtype="f32")
+
+
+def with_taps(graph: Graph) -> Graph:
+    """The graph with the result of each layer as an output, in order; a layer that returns what a part of it made counts once."""
+    seen: dict[Value, str] = {}
+    place = {v: i for i, node in enumerate(graph.live()) for v in node.outputs}
+    for path, v in sorted(graph.taps.items(), key=lambda item: (place.get(item[1], -1), -len(item[0]))):
+        if v in place:
+            seen.setdefault(v, path)
+    ends = {v: k for k, v in graph.outputs.items()}
+    return graph.with_outputs({path: v for v, path in seen.items()} | {f"output {k}": v for v, k in ends.items() if v not in seen})
+
+
+def first_difference(model: Definition, graph: Graph, target: str, sample: Sample, truth: Definition, device: str = "cpu") -> str:
+    """The first layer, in the order of computation, whose result differs by more than rounding, and by how much."""
+    tapped = with_taps(graph)
+    right = Truth(tapped, sample, truth)
+    session = _reference_session(model, tapped, device) if target == "numpy" else compile(model, target, device=device, graph=tapped)
+    return describe_first(right.rows(target, session(**sample.arrays)))
+
+
+def describe_first(rows: Sequence[Row]) -> str:
+    """The first failing row as text."""
+    bad = next((r for r in rows if not r.ok), None)
+    if bad is None:
+        return "none: the difference vanishes when layers are watched, so it lies in how the target joins them"
+    return f"{bad.output} (off by {bad.error:.1e}, allowed {bad.limit:.1e})"
+
+
+def verify_session(session: Session, graph: Graph, model: Definition, target: str, *, seed: int = 0, progress: Progress = lambda text: None) -> Report:
+    """A session of an artifact against the model that it was made from; `graph` is the model's own."""
+    report = Report(model.name)
+    for sample in make_samples(graph, getattr(model, "config", None), seed):
+        progress(f"{target}: checking {sample.name}")
+        report.rows += Truth(graph, sample, model).rows(target, session(**sample.arrays))
+    return report
