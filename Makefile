@@ -18,7 +18,7 @@ help:
 
 venv: $(VENV)/.ready
 $(VENV)/.ready: pyproject.toml constraints.txt
-	@echo "installing every extra into $(VENV): about 2 GB and two minutes, once"
+	@echo "installing every extra into $(VENV): 3.6 GB and two minutes, once"
 	@$(PYTHON) -m venv --clear $(VENV)
 	@$(VENV)/bin/python $(PIP) setuptools
 	@$(VENV)/bin/python $(PIP) --no-build-isolation --editable '.[all,test]'

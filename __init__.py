@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "Model": "model",
     "load": "model",
+    "from_config": "model",
     "Layer": "ir.layer",
     "Param": "ir.graph",
     "ops": "ir.ops",

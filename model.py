@@ -6,6 +6,7 @@ import os
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any
 
 from .ir.card import Card, Head, spellings
@@ -136,6 +137,18 @@ def load(
     name, chosen = models.choose_head(card, values, head)
     settings = card.config.read(values, where)
     return assemble(card, name, chosen, settings, checkpoint, folder=folder, values=values, init_missing=init_missing, seed=seed, strict=strict)
+
+
+def from_config(config: str | os.PathLike[str] | Mapping[str, Any], head: str | None = None, *, seed: int = 0) -> Model:
+    """A model with new weights, from a config.json or its parsed fields. Errors: ConfigError, UsageError for an unknown head."""
+    from . import models
+    from .checkpoints.files import read_json
+
+    where = "config.json" if isinstance(config, Mapping) else os.fspath(config)
+    values = dict(config) if isinstance(config, Mapping) else read_json(Path(where), "the configuration of a model")
+    card = models.find(values, where)
+    name, chosen = models.choose_head(card, values, head)
+    return assemble(card, name, chosen, card.config.read(values, where), ArrayWeights({}), values=values, init_missing=True, seed=seed)
 
 
 def assemble(

@@ -93,6 +93,11 @@ class WeightFile:
         """A CheckpointError about this file."""
         return CheckpointError(f"{self.path}: {message}{hint}")
 
+    def check_unchanged(self) -> None:
+        """CheckpointError where this is another file by now, in which the offsets of the first one mean nothing."""
+        if not self.path.exists() or _stamp(os.stat(self.path)) != self._stamp:
+            raise self.error("was changed since it was opened", "\n  load the model again")
+
     def check_shape(self, key: str, shape: Any, itemsize: int) -> None:
         """CheckpointError unless the shape is one that an array can have."""
         if not isinstance(shape, list | tuple) or not all(type(n) is int and 0 <= n < 2**63 for n in shape):
@@ -103,6 +108,8 @@ class WeightFile:
             raise self.error(f"weight {key!r} has shape {brief(shape)}, which is more than an array can hold", DAMAGED)
 
     def _readable(self) -> Path:
+        if self.path.exists() and not self.path.is_file():  # to open a pipe would wait for ever
+            raise self.error("is not a plain file, expected weights")
         try:
             with open(self.path, "rb") as file:
                 start = file.read(64)
@@ -130,11 +137,9 @@ class WeightFile:
         if self._mapped is None:
             try:
                 mapped = np.memmap(self.path, np.uint8, "r").view(np.ndarray)
-                stamp = _stamp(os.stat(self.path))
             except (OSError, ValueError) as error:
                 raise self.error(f"cannot be mapped: {error}") from error
-            if stamp != self._stamp:  # offsets read from the old file mean nothing in the new one
-                raise self.error("was changed since it was opened", "\n  load the model again")
+            self.check_unchanged()
             self._mapped = mapped
         return self._mapped
 

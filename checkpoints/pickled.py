@@ -204,5 +204,6 @@ class PickledFile(WeightFile):
         import numpy as np
 
         with self._archive() as archive:
+            self.check_unchanged()
             info = archive.getinfo(member)
             return np.frombuffer(self._member(archive, info, info.file_size), np.uint8)

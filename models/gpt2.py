@@ -39,7 +39,7 @@ class Gpt2Config(Config):
     scale_attn_by_inverse_layer_idx: bool = False
     reorder_and_upcast_attn: bool = False  # the same numbers in float32
     add_cross_attention: bool = False
-    summary_type: str = choice("cls_index", ("cls_index", "last", "first", "mean"))
+    summary_type: str = "cls_index"
     summary_use_proj: bool = True
     summary_proj_to_labels: bool = True
     summary_activation: str | None = choice(None, (None, *nn.ACTIVATIONS))
@@ -92,23 +92,19 @@ class Gpt2(Layer):
 
 
 class Summary(Layer):
-    """One vector, or score, for each sequence (the reference's sequence summary)."""
+    """One score for each sequence, from the word that is pointed at or the last one (the reference's sequence summary)."""
 
     def __init__(self, c: Gpt2Config, labels: int = 1):
-        self.summary = nn.Linear(c.n_embd, labels if c.summary_proj_to_labels else c.n_embd) if c.summary_use_proj else None
+        if c.summary_type != "cls_index":
+            raise ConfigError(f"summary_type is {c.summary_type!r}, expected 'cls_index': others mix up the choices in the reference")
+        self.summary = nn.Linear(c.n_embd, labels if c.summary_proj_to_labels else c.n_embd) if c.summary_use_proj else nn.Identity()
         self.activation = nn.ACTIVATIONS[c.summary_activation or "linear"]
-        self.kind, self.first, self.last = c.summary_type, nn.Dropout(c.summary_first_dropout), nn.Dropout(c.summary_last_dropout)
+        self.first, self.last = nn.Dropout(c.summary_first_dropout), nn.Dropout(c.summary_last_dropout)
 
     def forward(self, x: Value, place: Value | None) -> Value:
         """x [batch seq n], place i64[batch] -> [batch labels]."""
-        if self.kind == "mean":
-            x = ops.mean(x, axis=1)
-        elif self.kind == "first":
-            x = x[:, 0]
-        else:
-            x = x[:, -1] if self.kind == "last" or place is None else nn.pick(x, place)
-        x = self.first(x)
-        return self.last(self.activation(x if self.summary is None else self.summary(x)))
+        x = self.first(x[:, -1] if place is None else nn.pick(x, place))
+        return self.last(self.activation(self.summary(x)))
 
 
 class DoubleHeads(Layer):

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import mmap
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +33,7 @@ _DTYPES |= {f"int{n}": f"i{n}" for n in (8, 16, 32, 64)}
 
 
 class OnnxSession(Session):
-    """An ONNX model on onnxruntime: the path of a file, or its bytes and `initializers` for its external data.
+    """An ONNX model on onnxruntime: the path of a file, or its bytes with the `folder` that its external data lies in, or with `initializers`.
 
     `device` is cpu, cuda or tensorrt, with a number where there are several (`cuda:1`). `session_options` are entries of onnxruntime's session
     configuration, or an `onnxruntime.SessionOptions`; `provider_options` those of the device's provider; `threads` 0 means one per core.
@@ -52,15 +51,17 @@ class OnnxSession(Session):
         *,
         name: str = "the model",
         threads: int = 0,
+        folder: str = "",
         initializers: Mapping[str, np.ndarray] | None = None,
         session_options: Mapping[str, str] | ort.SessionOptions | None = None,
         provider_options: Mapping[str, Any] | None = None,
     ):
         providers = _providers(device, provider_options or {})
         options = _options(session_options, threads)
-        self._held = {k: _ort_value(x) for k, x in (initializers or {}).items()}  # onnxruntime reads this memory, it makes no copy
-        if self._held:
-            options.add_external_initializers(list(self._held), list(self._held.values()))
+        if folder:
+            options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
+        if initializers:
+            options.add_external_initializers(list(initializers), [_ort_value(x) for x in initializers.values()])
         try:
             self.ort = ort.InferenceSession(model, options, providers=providers)
         except Exception as error:  # onnxruntime's errors have no common base
@@ -80,13 +81,22 @@ class OnnxSession(Session):
 
 
 class OrtSession(OnnxSession):
-    """A graph of a definition on onnxruntime, built in memory; weights are read where they lie. `options` are those of `OnnxSession`."""
+    """A graph of a definition on onnxruntime, built in memory; weights that lie in files are mapped. `options` are those of `OnnxSession`."""
 
     def __init__(self, definition: Definition, graph: Graph, device: str = "cpu", *, opset: int = OPSET, **options: Any):
-        prepared = prepare(graph, opset)
-        proto = to_proto(prepared, definition.weights, opset=opset, place=lambda key: Location("memory", 0, 0), name=definition.name)
-        arrays = {p.key: definition.weights.array(p.key) for p in prepared.params()}
-        super().__init__(proto.SerializeToString(), graph, device, initializers=arrays, name=definition.name, **options)
+        prepared, weights = prepare(graph, opset), definition.weights
+        found = {p.key: weights.location(p.key) for p in prepared.params()}
+        folder = _common(at.file for at in found.values() if at)
+        places = {k: at._replace(file=os.path.relpath(at.file, folder)) if at else Location("memory", 0, 0) for k, at in found.items()}
+        proto = to_proto(prepared, weights, opset=opset, place=places.__getitem__, name=definition.name)
+        arrays = {k: weights.array(k) for k, at in found.items() if at is None}
+        super().__init__(proto.SerializeToString(), graph, device, name=definition.name, folder=folder, initializers=arrays, **options)
+
+
+def _common(files: Iterable[str]) -> str:
+    """The folder below which all files lie; the empty text for none."""
+    folders = {os.path.dirname(os.path.abspath(f)) for f in files}
+    return os.path.commonpath(folders) if folders else ""
 
 
 def open_onnx(place: str | os.PathLike[str], *, name: str = "", **options: Any) -> OnnxSession:
@@ -104,18 +114,13 @@ def open_onnx(place: str | os.PathLike[str], *, name: str = "", **options: Any) 
 def open_staged(file: Path, folders: Sequence[Path], graph: Graph, **options: Any) -> OnnxSession:
     """A session of a graph file whose weights lie in several folders still, as while an artifact is written."""
     proto = onnx.load(file, load_external_data=False)
-    maps: dict[str, mmap.mmap] = {}
-    arrays = {}
+    base = _common(str(f / "model.onnx") for f in folders)
     for tensor in proto.graph.initializer:
-        if tensor.data_location == onnx.TensorProto.EXTERNAL:
-            at = {e.key: e.value for e in tensor.external_data}
-            if at["location"] not in maps:
-                with open(next(f / at["location"] for f in folders if (f / at["location"]).exists()), "rb") as data:
-                    maps[at["location"]] = mmap.mmap(data.fileno(), 0, access=mmap.ACCESS_READ)
-            dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
-            flat = np.frombuffer(maps[at["location"]], dtype, int(at["length"]) // dtype.itemsize, int(at["offset"]))
-            arrays[tensor.name] = flat.reshape(tuple(tensor.dims))
-    return OnnxSession(proto.SerializeToString(), graph, initializers=arrays, **options)
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                at = next(f / entry.value for f in folders if (f / entry.value).exists())
+                entry.value = os.path.relpath(at, base)
+    return OnnxSession(proto.SerializeToString(), graph, folder=base, **options)
 
 
 def _listed(file: Path) -> bool:

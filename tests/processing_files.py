@@ -23,6 +23,7 @@ CORPUS = [
     "antidisestablishmentarianism " * 12,
     "[MASK] and <mask> [CLS] [SEP] <extra_id_0> the <extra_id_1> <pad> </s><|endoftext|> <unk>",
     "   leading and trailing   ",
+    "two  spaces  between  words",
 ]
 
 

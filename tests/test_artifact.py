@@ -21,8 +21,11 @@ from interlingua.ir.errors import CheckpointError, InputError, InterlinguaError,
 from interlingua.ir.graph import Graph, Param
 from interlingua.ir.layer import Layer
 from interlingua.ir.layers import Linear
-from interlingua.ir.weights import ArrayWeights
+from interlingua.ir.weights import ArrayWeights, Location
 from interlingua.runtime.ort import OnnxSession, OrtSession, open_onnx, open_staged
+
+
+STATUS = Path("/proc/self/status")
 
 
 class Small(Layer):
@@ -278,16 +281,30 @@ def test_a_run_that_fails_says_where():
         OrtSession(definition, graph)(x=np.zeros(2, np.float32), index=np.array([7]))
 
 
-def test_weights_are_not_copied():
-    """onnxruntime reads the arrays themselves, all but the smallest: a change shows."""
-    graph, table = Graph(), np.ones((64, 64), np.float32)
-    param = Param(64, 64)
+def test_weights_are_mapped_from_their_file(tmp_path: Path):
+    """A session of a model in a file reads that file and makes no copy of it."""
+    if not STATUS.exists():
+        pytest.skip("memory is read from Linux's /proc")
+    table = np.ones((1 << 20, 16), np.float32)  # 64 MB
+    graph, param = Graph(), Param(*table.shape)
     param.key = "table"
+    table.tofile(tmp_path / "weights")
+
+    class Stored(ArrayWeights):
+        def location(self, key):
+            return Location(str(tmp_path / "weights"), 0, table.nbytes)
+
     with graph.tracing():
         graph.outputs = {"y": ops.take(param, graph.input("index", "i64[n]"))}
-    session = OrtSession(Definition(Small(), {}, ArrayWeights({"table": table})), graph)
-    table[3] = 7
-    np.testing.assert_array_equal(session(index=np.array([3]))["y"], np.full((1, 64), 7))
+    before = resident()
+    session = OrtSession(Definition(Small(), {}, Stored({"table": table})), graph)
+    np.testing.assert_array_equal(session(index=np.array([3]))["y"], np.ones((1, 16)))
+    assert resident() - before < table.nbytes / 4
+
+
+def resident() -> int:
+    """The bytes of memory that this process holds for itself."""
+    return int(STATUS.read_text().split("RssAnon:")[1].split()[0]) << 10
 
 
 def test_an_entry_has_what_a_session_needs():

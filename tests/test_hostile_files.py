@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import struct
 import zipfile
@@ -85,8 +86,11 @@ def test_files_that_cannot_be_opened_are_named(tmp_path):
     for kind in (SafetensorsFile, PickledFile):
         with pytest.raises(CheckpointError, match="nothing: cannot be read: No such file"):
             kind(tmp_path / "nothing")
-        with pytest.raises(CheckpointError, match="cannot be read: Is a directory"):
+        with pytest.raises(CheckpointError, match="is not a plain file, expected weights"):
             kind(tmp_path)
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(CheckpointError, match="is not a plain file, expected weights"):
+        SafetensorsFile(tmp_path / "pipe")
 
 
 # ---- pickles, written opcode by opcode so that they can say what no library would

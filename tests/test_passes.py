@@ -205,6 +205,11 @@ def test_causality_becomes_one_mask_for_all_layers(options: dict[str, Any], caus
     assert sorted(n for n in names(graph) if n in ("and", "less_equal")) == expected
 
 
+def test_one_row_and_one_key_need_no_causality():
+    (node,) = explicit_causal(build(lambda q: ops.attention(q, q, q, scale=0.5, causal=True), "f32[4 1 6]")).live()
+    assert (node.attrs["causal"], node.inputs[3]) == (False, None)
+
+
 def test_causal_attention_weights_and_dropout_are_kept():
     def make(q, k, m, key):
         return ops.attention_weights(q, k, m, scale=0.5, causal=True), ops.attention(q, k, k, m, key=key, scale=0.5, causal=True, dropout=0.1, site=4)
@@ -416,6 +421,7 @@ IDENTITIES: list[tuple[str, Callable[..., Any], list[str], list[str]]] = [
     ("reshape there and back", lambda x: ops.reshape(ops.reshape(x, shape=(6, 4)), shape=(4, 6)), ["f32[4 6]"], []),
     ("transposed twice", lambda x: ops.transpose(ops.transpose(x, perm=(1, 2, 0)), perm=(2, 0, 1)), ["f32[a b c]"], []),
     ("turned twice", lambda x: ops.transpose(ops.transpose(x, perm=(1, 2, 0)), perm=(1, 2, 0)), ["f32[a b c]"], ["transpose"]),
+    ("turned and swapped", lambda x: ops.transpose(ops.transpose(x, perm=(1, 2, 0)), perm=(1, 0, 2)), ["f32[a b c]"], ["transpose"]),
     ("transposed not at all", lambda x: ops.transpose(x, perm=(0, 1)), ["f32[a b]"], []),
     ("cast to itself", lambda x: ops.cast(x, dtype="f32"), ["f32[n]"], []),
     ("cast by way of i64", lambda x: ops.cast(ops.cast(x, dtype="i64"), dtype="f32"), ["bool[n]"], ["cast"]),

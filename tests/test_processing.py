@@ -87,6 +87,29 @@ def test_decoded_text_is_the_reference_s(tokenizers):
             assert ours.decode(ids, skip) == reference.decode(ids, skip_special_tokens=skip)
 
 
+@pytest.mark.parametrize("kind", ["BertTokenizer", "PreTrainedTokenizerFast"])
+def test_settings_and_tokenizer_json_overrule_each_other_as_in_the_reference(kind, trained, tmp_path):
+    from tokenizers import Tokenizer
+    from transformers import AutoTokenizer
+
+    folder = checkpoint(trained, tmp_path, "bert", {"do_lower_case": True})
+    stored: Tokenizer = TextProcessor.from_folder(folder, {"model_type": "bert"}).tokenizer
+    stored.enable_truncation(7, direction="left")
+    stored.enable_padding(direction="left", pad_id=stored.token_to_id("x"), pad_token="x", pad_type_id=1, length=9)
+    stored.save(str(folder / "tokenizer.json"))
+    added = {str(stored.token_to_id(token)): {"content": token, "special": False, "lstrip": token == "she"} for token in ("[MASK]", "she")}
+    settings = {"tokenizer_class": kind, "do_lower_case": False, "mask_token": "[MASK]", "added_tokens_decoder": added, "model_max_length": 30}
+    write(folder, tokenizer_config=settings)
+    ours, reference = TextProcessor.from_folder(folder, {"model_type": "bert", "type_vocab_size": 2}), AutoTokenizer.from_pretrained(folder)
+    for text in CORPUS:
+        ids = reference(text)["input_ids"]
+        assert ours.inputs(text, max_length=1000)["input_ids"].tolist() == [ids]
+        assert ours.decode(ids) == reference.decode(ids, skip_special_tokens=True)
+    expected = reference(CORPUS, padding=True, truncation=True, return_tensors="np")
+    for name, got in ours.inputs(CORPUS).items():
+        np.testing.assert_array_equal(got, expected[name], name)
+
+
 def test_long_contexts_become_windows(trained, tmp_path):
     from transformers import AutoTokenizer
 

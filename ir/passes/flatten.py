@@ -78,8 +78,7 @@ def _multiplies(node: Node) -> bool:
 
 def _is_flat(v: Value | None, lead: tuple[Size, ...]) -> bool:
     """Whether v was a matrix of as many rows before it was reshaped."""
-    made = v is not None and v.node is not None and v.node.op is ops.reshape and v.shape[:-1] == lead
-    return bool(made) and v.node.inputs[0].shape == (product(lead), v.shape[-1])
+    return v is not None and v.node is not None and v.node.op is ops.reshape and v.node.inputs[0].shape == (product(lead), v.shape[-1])
 
 
 def _flat_type(type: Type, rows: Size) -> Type:

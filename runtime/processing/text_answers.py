@@ -34,7 +34,7 @@ def question_answering(run: Results) -> list[Row]:
         context = run.texts[sample][1]
         if context is None:
             raise InputError(f"text {sample} is a question without a context\n  pass the context to search as pair=")
-        allowed = np.array([s == 1 for s in encoding.sequence_ids])
+        allowed = _allowed(run, encoding)
         for first, last, score in _spans(starts[row, positions], ends[row, positions], allowed, 2 * run.top_k + 10):
             start, end = _characters(encoding, first, last)
             answer = context[start:end]

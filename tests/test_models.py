@@ -1,0 +1,126 @@
+"""Every architecture and head against the reference library: forward on every target, gradients in every framework, names, configurations.
+
+Tolerances are `oracle.Case.tolerance` (1e-5 of an output's magnitude, or five times the reference's own float32 error) and
+`oracle.Gradients.tolerance`; there are no exceptions.
+"""
+
+from __future__ import annotations
+
+import json
+
+import interlingua as il
+import numpy as np
+import pytest
+from interlingua import models
+from interlingua.ir.errors import InterlinguaError
+from interlingua.ir.reference import reference
+from oracle import case
+from reference_cases import CASES, EDGES, EITHER, REFUSED, VARIANTS, Row
+from targets import FRAMEWORKS, TARGETS, available, forward, gradients, load, present
+
+WITH_LOSS = [row for row in CASES if row.head not in ("BertModel", "GPT2Model", "T5Model", "T5EncoderModel", "ViTModel", "ResNetModel", "ResNetBackbone")]
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("row", CASES + EDGES, ids=str)
+def test_forward(row: Row, target: str, tmp_path):
+    sample = row.case()
+    model = load(sample)
+    names = available(model, sample)
+    assert set(sample.main) <= set(model.graph(present(model, sample)).outputs), "a default output of the reference is not one of ours"
+    assert sample.mismatches(forward(model, target, sample, names, tmp_path), names) == []
+
+
+@pytest.mark.parametrize("target", ["numpy", "torch", "onnx"])
+@pytest.mark.parametrize("row", VARIANTS, ids=str)
+def test_variant(row: Row, target: str, tmp_path):
+    sample = row.case()
+    model = load(sample)
+    names = available(model, sample)
+    assert sample.mismatches(forward(model, target, sample, names, tmp_path), names) == []
+
+
+@pytest.mark.parametrize("row", CASES + VARIANTS, ids=str)
+def test_float64(row: Row):
+    """In float64 nothing but the formulas is left: both sides agree to 1e-9."""
+    sample = row.case()
+    model = load(sample)
+    names = available(model, sample)
+    ours = reference(model.graph(present(model, sample), names), sample.inputs, model.weights)
+    for name in names:
+        true, live = sample.outputs64[name], sample.live(name, sample.outputs64[name])
+        apart = np.abs(np.where(live & np.isfinite(true), ours[name] - true, 0)).max(initial=0)
+        assert apart <= 1e-9 * max(1.0, np.abs(np.where(live & np.isfinite(true), true, 0)).max(initial=0)), name
+
+
+def _check_gradients(row: Row, framework: str):
+    sample = row.case()
+    assert sample.labels is not None
+    truth, model = sample.training, load(sample)
+    flags = {k: True for k in present(model, sample) if k in model.flags}
+    labels = {k: v for k, v in sample.labels.items() if isinstance(v, np.ndarray) or k in model.flags}
+    losses, found = gradients(model, framework, {**sample.inputs, **flags, **labels}, truth.losses)
+    for name, loss in truth.losses.items():
+        assert losses[name] == pytest.approx(loss, rel=1e-5, abs=1e-5), name
+    missing = sorted(set(truth.gradients) - set(found))
+    assert not missing, f"no gradient for {missing}"
+    wrong = {k: float(np.abs(found[k] - g).max(initial=0)) for k, g in truth.gradients.items()}
+    assert {k: (e, truth.tolerance(k)) for k, e in wrong.items() if not e <= truth.tolerance(k)} == {}
+
+
+def _has_loss(row: Row) -> bool:
+    return row.case().labels is not None
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+@pytest.mark.parametrize("row", WITH_LOSS, ids=str)
+def test_gradients(row: Row, framework: str):
+    if not _has_loss(row):
+        pytest.skip("the reference has no loss for this head")
+    _check_gradients(row, framework)
+
+
+@pytest.mark.parametrize("row", VARIANTS, ids=str)
+def test_variant_gradients(row: Row):
+    if not _has_loss(row):
+        pytest.skip("the reference has no loss for this head")
+    _check_gradients(row, "torch")
+
+
+@pytest.mark.parametrize("row", EITHER, ids=str)
+def test_followed_or_refused(row: Row):
+    """A rare field is followed, or refused by name; it is never ignored."""
+    sample = row.case()
+    try:
+        model = load(sample)
+        names = available(model, sample)
+        graph = model.graph(present(model, sample), names)
+    except InterlinguaError as error:
+        assert any(field in str(error) for field in row.config), f"the error names none of {list(row.config)}: {error}"
+        return
+    assert sample.mismatches(reference(graph, sample.inputs, model.weights, float="f32"), names) == []
+
+
+@pytest.mark.parametrize(("spec", "head", "config", "named"), REFUSED, ids=lambda x: x if isinstance(x, str) else "")
+def test_refused(spec: str, head: str, config: dict, named: str):
+    sample = case(spec, head)
+    with pytest.raises(InterlinguaError, match=named):
+        values = {**json.loads((sample.folder / "config.json").read_text()), **config}
+        model = il.from_config(values, head)
+        il.compile(model, "numpy", inputs=[k for k in model.usual if k in sample.inputs])(**{k: x for k, x in sample.inputs.items() if k in model.usual})
+
+
+@pytest.mark.parametrize("row", CASES, ids=str)
+def test_names(row: Row):
+    """Our parameters are the reference's weights, one for one: names and shapes of the stored checkpoint."""
+    sample = row.case()
+    model = load(sample, strict=True)
+    from interlingua.checkpoints import Checkpoint
+
+    stored = Checkpoint(sample.folder)
+    ours = {p.key: p.shape for p in model.params}
+    assert ours == {k: stored.spec(k)[1] for k in stored}
+
+
+def test_every_card_is_covered():
+    assert {row.head for row in CASES} == {head for name in models.names() for head in models.card(name).heads}
