@@ -101,11 +101,11 @@ class WeightFile:
     def check_shape(self, key: str, shape: Any, itemsize: int) -> None:
         """CheckpointError unless the shape is one that an array can have."""
         if not isinstance(shape, list | tuple) or not all(type(n) is int and 0 <= n < 2**63 for n in shape):
-            raise self.error(f"weight {key!r} has shape {brief(shape)}, expected a list of sizes that are not negative", DAMAGED)
+            raise self.error(f"weight {brief(key)} has shape {brief(shape)}, expected a list of sizes that are not negative", DAMAGED)
         if len(shape) > MAX_RANK:
-            raise self.error(f"weight {key!r} has {len(shape)} dimensions, expected at most {MAX_RANK}", DAMAGED)
+            raise self.error(f"weight {brief(key)} has {len(shape)} dimensions, expected at most {MAX_RANK}", DAMAGED)
         if prod(n for n in shape if n) * itemsize >= 2**63:
-            raise self.error(f"weight {key!r} has shape {brief(shape)}, which is more than an array can hold", DAMAGED)
+            raise self.error(f"weight {brief(key)} has shape {brief(shape)}, which is more than an array can hold", DAMAGED)
 
     def _readable(self) -> Path:
         if self.path.exists() and not self.path.is_file():  # to open a pipe would wait for ever
@@ -126,9 +126,9 @@ class WeightFile:
 
         entry = self.entries.get(key)
         if entry is None:
-            raise self.error(f"no weight {key!r}{suggestion(key, self.entries)}")
+            raise self.error(f"no weight {brief(key)}{suggestion(key, self.entries)}")
         if entry.dtype not in NUMPY_DTYPES:
-            raise self.error(f"weight {key!r} has dtype {entry.dtype}, which is not supported; supported: {', '.join(NUMPY_DTYPES)}")
+            raise self.error(f"weight {brief(key)} has dtype {entry.dtype}, which is not supported; supported: {', '.join(NUMPY_DTYPES)}")
         return entry
 
     def _map(self) -> np.ndarray:
@@ -176,7 +176,7 @@ def c_strides(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
 
 def suggestion(key: str, keys: Iterable[str]) -> str:
     """`nearest`, but never a list of a thousand weights."""
-    text = nearest(key, keys)
+    text = nearest(key, keys) if len(key) < 1000 else ""
     return text if len(text) < 400 else ""
 
 
@@ -191,8 +191,8 @@ def brief(value: Any) -> str:
             return f"a {type(value).__name__} of {len(value)}"
         left, right = "()" if isinstance(value, tuple) else "[]"
         return left + ", ".join(map(brief, value)) + right
-    if isinstance(value, str | bytes) and len(value) > 80:
-        return repr(value[:77]) + "..."
+    if isinstance(value, str | bytes) and len(value) > 200:
+        return repr(value[:200]) + "..."
     return repr(value)
 
 

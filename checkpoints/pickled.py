@@ -71,10 +71,10 @@ class PickledFile(WeightFile):
             if storage is None:
                 raise self.error(f"lists storage {brief(key)}, which no tensor refers to", DAMAGED)
             if position + 8 > len(data):
-                raise self.error(f"ends before storage {key!r}", DAMAGED)
+                raise self.error(f"ends before storage {brief(key)}", DAMAGED)
             (numel,) = struct.unpack("<q", data[position : position + 8])
             if numel != storage.numel:
-                raise self.error(f"storage {key!r} has {numel} elements, expected {brief(storage.numel)}", DAMAGED)
+                raise self.error(f"storage {brief(key)} has {numel} elements, expected {brief(storage.numel)}", DAMAGED)
             nbytes = numel * storage.dtype.itemsize
             places[key] = position + 8, min(nbytes, max(0, len(data) - position - 8)), None
             position += 8 + nbytes
@@ -146,7 +146,7 @@ class PickledFile(WeightFile):
 
     def _place(self, info: zipfile.ZipInfo | None, key: str) -> tuple[int, int, str | None]:
         if info is None:
-            raise self.error(f"storage {key!r} has no member", DAMAGED)
+            raise self.error(f"storage {brief(key)} has no member", DAMAGED)
         self._check_member(info)
         if info.compress_type != 0:
             return 0, info.file_size, info.filename
@@ -165,9 +165,9 @@ class PickledFile(WeightFile):
         expected = storage.numel * storage.dtype.itemsize
         found = places[storage.key][1] if storage.key in places else -1
         if found < 0:
-            raise self.error(f"storage {storage.key!r} is missing, expected {brief(expected)} bytes", DAMAGED)
+            raise self.error(f"storage {brief(storage.key)} is missing, expected {brief(expected)} bytes", DAMAGED)
         if found < expected:
-            raise self.error(f"storage {storage.key!r} has {found} bytes, expected {brief(expected)}", DAMAGED)
+            raise self.error(f"storage {brief(storage.key)} has {found} bytes, expected {brief(expected)}", DAMAGED)
 
     def _state(self, root: Any) -> dict[str, Tensor]:
         """The tensors by name, at the top or one level down; other values are a training script's own."""
@@ -183,19 +183,20 @@ class PickledFile(WeightFile):
         storage, offset, size, stride = tensor[:4]
         dtype = storage.dtype if tensor.dtype is None and isinstance(storage, Storage) else tensor.dtype
         if not isinstance(storage, Storage) or not isinstance(dtype, DType) or dtype is UNTYPED:
-            raise self.error(f"weight {key!r} is no tensor over a storage", DAMAGED)
+            raise self.error(f"weight {brief(key)} is no tensor over a storage", DAMAGED)
         if tensor.metadata:
-            raise self.error(f"weight {key!r} is marked {brief(tensor.metadata)}, expected plain numbers", "\n  save it as tensor.resolve_neg()")
+            raise self.error(f"weight {brief(key)} is marked {brief(tensor.metadata)}, expected plain numbers", "\n  save it as tensor.resolve_neg()")
         self.check_shape(key, size, dtype.itemsize)
         if type(stride) is not tuple or len(stride) != len(size) or not all(type(s) is int and 0 <= s < 2**63 for s in stride):
-            raise self.error(f"weight {key!r} has strides {brief(stride)}, expected {len(size)} that are not negative", DAMAGED)
+            raise self.error(f"weight {brief(key)} has strides {brief(stride)}, expected {len(size)} that are not negative", DAMAGED)
         if type(offset) is not int or offset < 0:
-            raise self.error(f"weight {key!r} begins at element {brief(offset)}, expected one that is not negative", DAMAGED)
+            raise self.error(f"weight {brief(key)} begins at element {brief(offset)}, expected one that is not negative", DAMAGED)
         last = 0 if 0 in size else (offset + 1 + sum((n - 1) * s for n, s in zip(size, stride, strict=True))) * dtype.itemsize
         begin, _, member = places[storage.key]
         if last > storage.numel * storage.dtype.itemsize:
             raise self.error(
-                f"weight {key!r} ends at byte {brief(last)} of storage {storage.key!r}, which has {storage.numel * storage.dtype.itemsize}", DAMAGED
+                f"weight {brief(key)} ends at byte {brief(last)} of storage {brief(storage.key)}, which has {storage.numel * storage.dtype.itemsize}",
+                DAMAGED,
             )
         start = begin + offset * dtype.itemsize if last else begin
         return Entry(dtype.name, dtype.itemsize, tuple(size), tuple(s * dtype.itemsize for s in stride), start, member)

@@ -68,20 +68,20 @@ class SafetensorsFile(WeightFile):
     def _add(self, key: str, value: Any, begin: int, data: int) -> tuple[int, int]:
         """Check one weight and keep it; its range in the data."""
         if not isinstance(value, dict) or not {"dtype", "shape", "data_offsets"} <= value.keys():
-            raise self.error(f"weight {key!r} is {brief(value)}, expected an object with dtype, shape and data_offsets", DAMAGED)
+            raise self.error(f"weight {brief(key)} is {brief(value)}, expected an object with dtype, shape and data_offsets", DAMAGED)
         name, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
         if not isinstance(name, str) or name not in DTYPES:
-            raise self.error(f"weight {key!r} has unknown dtype {brief(name)}; known: {', '.join(DTYPES)}")
+            raise self.error(f"weight {brief(key)} has unknown dtype {brief(name)}; known: {', '.join(DTYPES)}")
         dtype, bits = DTYPES[name]
         self.check_shape(key, shape, max(1, bits // 8))
         if not isinstance(offsets, list) or len(offsets) != 2 or not all(type(o) is int for o in offsets) or not 0 <= offsets[0] <= offsets[1]:
-            raise self.error(f"weight {key!r} has data_offsets {brief(offsets)}, expected [begin, end] with 0 <= begin <= end", DAMAGED)
+            raise self.error(f"weight {brief(key)} has data_offsets {brief(offsets)}, expected [begin, end] with 0 <= begin <= end", DAMAGED)
         if offsets[1] > data:
-            raise self.error(f"weight {key!r} ends at byte {brief(offsets[1])} of the data, expected at most {data}", DAMAGED)
+            raise self.error(f"weight {brief(key)} ends at byte {brief(offsets[1])} of the data, expected at most {data}", DAMAGED)
         entry = Entry(dtype, max(1, bits // 8), tuple(shape), c_strides(tuple(shape), max(1, bits // 8)), begin + offsets[0])
         expected = -(-entry.nbytes * bits // (8 * entry.itemsize))
         if offsets[1] - offsets[0] != expected:
-            raise self.error(f"weight {key!r} has {offsets[1] - offsets[0]} bytes, expected {expected} for {name} {shape}", DAMAGED)
+            raise self.error(f"weight {brief(key)} has {offsets[1] - offsets[0]} bytes, expected {expected} for {name} {shape}", DAMAGED)
         self.entries[key] = entry
         return offsets[0], offsets[1]
 
@@ -90,9 +90,13 @@ class SafetensorsFile(WeightFile):
         reached, before = 0, None
         for key, (begin, end) in sorted(ranges.items(), key=lambda item: item[1]):
             if begin < reached:
-                raise self.error(f"weight {key!r} begins at byte {begin} of the data, inside weight {before!r}, which ends at {reached}", DAMAGED)
+                raise self.error(
+                    f"weight {brief(key)} begins at byte {begin} of the data, inside weight {before!r}, which ends at {reached}", DAMAGED
+                )
             if begin > reached:
-                raise self.error(f"weight {key!r} begins at byte {begin} of the data, expected {reached}: the bytes between belong to none", DAMAGED)
+                raise self.error(
+                    f"weight {brief(key)} begins at byte {begin} of the data, expected {reached}: the bytes between belong to none", DAMAGED
+                )
             reached, before = end, key
         if reached != data:
             raise self.error(f"has {data} bytes of data, expected {reached}: the last {data - reached} belong to no weight", DAMAGED)
@@ -102,6 +106,6 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for key, value in pairs:
         if key in result:
-            raise ValueError(f"name {key!r} occurs twice")
+            raise ValueError(f"name {brief(key)} occurs twice")
         result[key] = value
     return result

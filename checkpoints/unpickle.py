@@ -188,7 +188,7 @@ class Unpickler:
         known = self.storages.setdefault(key, storage)
         if known.numel * known.dtype.itemsize != numel * dtype.itemsize:
             raise self._error(
-                f"storage {key!r} has {numel} elements of {dtype.name} in one place, {known.numel} of {known.dtype.name} in another", DAMAGED
+                f"storage {brief(key)} has {numel} elements of {dtype.name} in one place, {known.numel} of {known.dtype.name} in another", DAMAGED
             )
         return storage
 

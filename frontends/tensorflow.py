@@ -47,7 +47,7 @@ class Module(tf.Module):
         """
         names = self.definition.present(inputs)
         graph, function = self._function(names, bool(training))
-        given = {k: _tensor(inputs[k]) for k in names if k not in self.definition.flags}
+        given = {k: _tensor(inputs[k]) for k in names if k in self.definition.inputs}
         if any(v.name == "random_key" for v in graph.inputs):
             given["random_key"] = tf.bitcast(tf.random.uniform([2], tf.int32.min, tf.int32.max, tf.int32), tf.uint32)
         given = {v.name: given[v.name] for v in graph.inputs if v.name in given}

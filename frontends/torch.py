@@ -22,10 +22,11 @@ from ..ir import ops
 from ..ir.definition import Definition
 from ..ir.errors import InputError, UsageError, nearest
 from ..ir.graph import Graph, Param
+from ..ir.passes import explicit_causal
 from ..ir.table import lower, run
 from ..ir.types import KINDS, NUMPY_DTYPES, Type
 from ..ir.weights import ArrayWeights
-from .torch_table import DTYPES, TORCH, Tracing, explicit_masks, fx, torch
+from .torch_table import DTYPES, TORCH, Tracing, fx, torch
 
 UPDATE = "update."
 
@@ -100,7 +101,7 @@ class Program:
 
 def program(graph: Graph, state: Iterable[Param] = ()) -> Program:
     """The program of a graph. New values of parameters in `state` (outputs `update.<name>`) are written to them and not returned."""
-    graph = lower(explicit_masks(graph), TORCH)
+    graph = lower(explicit_causal(graph), TORCH)
     updates = {p: graph.outputs[UPDATE + p.key] for p in state if UPDATE + p.key in graph.outputs}
     params = list(dict.fromkeys([*graph.params(), *updates]))
     arrays = list(dict.fromkeys((n.attrs["value"], n.attrs["dtype"]) for n in graph.live() if n.op is ops.literal))

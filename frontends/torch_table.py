@@ -10,7 +10,7 @@ import numpy as np
 
 from ..ir import ops
 from ..ir.errors import MissingExtraError
-from ..ir.graph import Graph, Node, Param, Value
+from ..ir.graph import Node, Param, Value
 from ..ir.table import Table
 from ..ir.types import KINDS
 
@@ -335,7 +335,7 @@ def _ctc_loss(log_probs, labels, input_lengths, label_lengths, *, blank, make):
 
 
 def _fused(node: Node) -> bool:
-    """What `scaled_dot_product_attention` takes: one batch for all, causal only if square and without a mask (see `explicit_masks`)."""
+    """What `scaled_dot_product_attention` takes: one batch for all, causal only if square and without a mask (the rest is `explicit_causal`'s)."""
     q, k, v, mask, bias, start, _ = node.inputs
     batch = node.type.shape[:-3]
     square = mask is bias is start is None and q.shape[-2] == k.shape[-2]
@@ -362,21 +362,6 @@ def _with_batch(x: Any, lead: int, like: Any, outer: int) -> Any:
     if like is not None:
         x, lead = x.expand(tuple(like[i] for i in range(outer)) + (-1, -1, -1)), outer
     return x if lead == 1 else x[None] if lead == 0 else x.flatten(0, lead - 1)
-
-
-def explicit_masks(graph: Graph) -> Graph:
-    """Causality as a mask, one for all layers, except where torch's own flag means the same and is faster."""
-
-    def rule(node: Node, operands: tuple[Value | None, ...]) -> Value | None:
-        if node.op is not ops.attention or not node.attrs["causal"] or _fused(node):
-            return None
-        q, k, v, mask, bias, start, key = operands
-        if start is not None or q.shape[-2] != 1:  # a last row sees every key
-            seen = ops.causal_mask(q.shape[-2], k.shape[-2], start)[None]
-            mask = seen if mask is None else ops.and_(mask, seen)
-        return ops.attention(q, k, v, mask, bias, None, key, **{**node.attrs, "causal": False})
-
-    return graph.rebuild(rule)
 
 
 # ---- tracing -------------------------------------------------------------------------------------

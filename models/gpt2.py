@@ -9,6 +9,7 @@ from ..ir import layers as nn
 from ..ir import ops
 from ..ir.card import GENERATES, Card, Head
 from ..ir.config import Config, choice
+from ..ir.errors import ConfigError
 from ..ir.graph import Value, current
 from ..ir.layer import Layer, collecting
 

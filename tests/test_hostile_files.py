@@ -70,6 +70,8 @@ EIGHT = bytes(8)
         (safetensors({"x": weight(), "y": weight()}, EIGHT), "inside weight"),
         (safetensors({"x": weight(offsets=(4, 12))}, bytes(12)), "weight 'x' begins at byte 4 of the data, expected 0"),
         (safetensors({"x": weight()}, bytes(12)), "has 12 bytes of data, expected 8: the last 4 belong to no weight"),
+        (safetensors({"x" * 10_000: weight("F31")}, EIGHT), r"weight 'x{200}'\.\.\. has unknown dtype"),
+        (safetensors({"x" * 10_000: 1, "y": weight()}, EIGHT), r"weight 'x{200}'\.\.\. is 1"),
         (safetensors({"x": weight()}, bytes(7)), "weight 'x' ends at byte 8 of the data, expected at most 7"),
     ],
 )

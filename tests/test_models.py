@@ -107,7 +107,7 @@ def test_refused(spec: str, head: str, config: dict, named: str):
     with pytest.raises(InterlinguaError, match=named):
         values = {**json.loads((sample.folder / "config.json").read_text()), **config}
         model = il.from_config(values, head)
-        il.compile(model, "numpy", inputs=[k for k in model.usual if k in sample.inputs])(**{k: x for k, x in sample.inputs.items() if k in model.usual})
+        il.compile(model, "numpy", inputs=[k for k in sample.inputs if k in model.inputs])(**sample.inputs)
 
 
 @pytest.mark.parametrize("row", CASES, ids=str)

@@ -14,7 +14,7 @@ import torch
 from op_samples import RANDOM_SAMPLES, SAMPLES, Sample, sample_graph
 
 from interlingua.frontends.torch import as_module, program, to_array, to_tensor, weights_of
-from interlingua.frontends.torch_table import DTYPES, TORCH, explicit_masks
+from interlingua.frontends.torch_table import DTYPES, TORCH
 from interlingua.ir import ops
 from interlingua.ir.definition import Definition
 from interlingua.ir.errors import InputError, TargetError, UsageError
@@ -23,6 +23,7 @@ from interlingua.ir.initialize import initialize
 from interlingua.ir.layer import Layer
 from interlingua.ir.layers.basic import BatchNorm, Conv, Dropout, Embedding, LayerNorm, Linear
 from interlingua.ir.op import OPS
+from interlingua.ir.passes import explicit_causal
 from interlingua.ir.reference import reference
 from interlingua.ir.table import lower
 from interlingua.ir.types import NUMPY_DTYPES
@@ -125,7 +126,7 @@ ATTENTIONS = [s for s in SAMPLES if s.op is ops.attention]
 
 @pytest.mark.parametrize("sample", ATTENTIONS, ids=repr)
 def test_attention_is_one_call(sample: Sample):
-    names = {n.op.name for n in lower(explicit_masks(sample_graph(sample)), TORCH).live()}
+    names = {n.op.name for n in lower(explicit_causal(sample_graph(sample)), TORCH).live()}
     assert "attention" in names
     assert "softmax" not in names
 
@@ -158,6 +159,34 @@ def test_a_row_that_sees_no_key_is_zero_and_so_is_its_gradient(kind: str, size: 
     assert not gradients[0][:, :, 0].any()
     assert all(torch.isfinite(g).all() for g in gradients)
     assert y[:, :, 1:].abs().min() > 0
+
+
+def test_equals_keep_their_order_in_long_rows():
+    graph = Graph()
+    with graph.tracing():
+        x = graph.input("x", "f32[n]")
+        values, places = ops.top_k(x, k=3000)
+        graph.outputs = {"values": values, "places": places, "order": ops.argsort(x), "down": ops.argsort(x, descending=True)}
+    array = np.random.default_rng(0).integers(0, 5, 5000).astype(np.float32)
+    made = program(graph).function(None, to_tensor(array))
+    for k, x in reference(graph, {"x": array}).items():
+        np.testing.assert_array_equal(to_array(made[k]), x)
+
+
+def test_softplus_is_exact_in_float64_where_torch_gives_up():
+    graph = Graph()
+    with graph.tracing():
+        graph.outputs = {"y": ops.softplus(graph.input("x", "f32[n]"))}
+    array = np.linspace(15, 120, 50)
+    close(to_array(program(graph).function(None, to_tensor(array))["y"]), reference(graph, {"x": array})["y"], 1e-15)
+
+
+def test_nearest_is_found_in_integers_unless_powers_of_two():
+    for old, new, native in ((2, 82, False), (7, 28, True), (12, 3, True)):
+        graph = Graph()
+        with graph.tracing():
+            graph.outputs = {"y": ops.resize(graph.input("x", f"f32[1 1 {old}]"), sizes=(new,))}
+        assert any(n.op is ops.resize for n in lower(graph, TORCH).live()) == native
 
 
 def test_infinite_ctc_losses_have_no_gradient():

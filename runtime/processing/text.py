@@ -39,7 +39,6 @@ class TextProcessor:
     max_length: int | None = None
     padding_side: str = "right"
     truncation_side: str = "right"
-    pad_token_type_id: int = 0
     clean_up: bool = False
     case: str = ""
     word_suffix: str = ""
@@ -68,7 +67,6 @@ class TextProcessor:
             max_length=_limit(settings, sentence, config),
             padding_side=settings.get("padding_side") or "right",
             truncation_side=settings.get("truncation_side") or "right",
-            pad_token_type_id=settings.get("pad_token_type_id") or 0,
             clean_up=bool(settings.get("clean_up_tokenization_spaces", False)),
             case="upper" if characters and settings.get("do_lower_case") else "lower" if lower else "",
             word_suffix=getattr(tokenizer.model, "end_of_word_suffix", None) or "",
@@ -149,7 +147,7 @@ class TextProcessor:
         pad_id = self._pad_id(pad_token) if lengths != {length} else 0
         columns = {"input_ids": ([e.ids for e in encodings], pad_id), "attention_mask": ([e.attention_mask for e in encodings], 0)}
         if self.token_types:
-            columns["token_type_ids"] = ([e.type_ids for e in encodings], self.pad_token_type_id)
+            columns["token_type_ids"] = ([e.type_ids for e in encodings], 0)
         return {name: _stack(rows, length, fill, side) for name, (rows, fill) in columns.items()}
 
     def _pad_id(self, pad_token: str | None) -> int:

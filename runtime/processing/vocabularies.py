@@ -25,7 +25,7 @@ SETTING_KINDS: dict[str, tuple[type, ...]] = (
     dict.fromkeys(("do_lower_case", "strip_accents", "tokenize_chinese_chars", "add_prefix_space", "add_bos_token", "legacy"), (bool,))
     | dict.fromkeys(("tokenizer_class", "target_lang", "word_delimiter_token", "replace_word_delimiter_char", *SIDES), (str,))
     | dict.fromkeys(("model_max_length", "max_len"), (int, float))
-    | {"extra_ids": (int,), "pad_token_type_id": (int,), "model_input_names": (list,), "additional_special_tokens": (list,)}
+    | {"extra_ids": (int,), "model_input_names": (list,), "additional_special_tokens": (list,)}
     | {"added_tokens_decoder": (dict,)}
 )
 CLIP_MERGES = 49152 - 256 - 2  # CLIP's merge table is longer than its vocabulary: what is beyond has no token
@@ -167,7 +167,6 @@ def _from_json(path: Path, settings: Settings, name: str) -> Tokenizer:
     data["padding"] = data["truncation"] = None  # padding and truncation are a call's business, never the file's
     for key, value in (
         ("pad_token", padding.get("pad_token")),
-        ("pad_token_type_id", padding.get("pad_type_id")),
         ("padding_side", padding.get("direction")),
         ("truncation_side", truncation.get("direction")),
     ):
@@ -191,7 +190,7 @@ def _bert_casing(settings: Settings) -> dict[str, Any]:
     return {
         "lowercase": settings.get("do_lower_case", True),
         "strip_accents": settings.get("strip_accents"),
-        "handle_chinese_chars": settings.get("tokenize_chinese_chars", True),
+        "handle_chinese_chars": True,
     }
 
 

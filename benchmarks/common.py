@@ -1,0 +1,138 @@
+"""What benchmarks share: checkpoints of real size, whole processes measured, tables, and where they were measured."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+WORK = Path(os.environ.get("INTERLINGUA_BENCH_CACHE", ROOT / ".cache" / "bench"))
+RIVALS = Path(os.environ.get("INTERLINGUA_BENCH_VENV", ROOT / ".venv-bench")) / "bin"
+PACKAGES = ("interlingua", "numpy", "onnx", "onnxruntime")
+RIVAL_PACKAGES = ("optimum-onnx", "mobius-onnx", "transformers", "torch")
+
+
+@dataclass
+class Table:
+    """One table of results: texts by row and column, and what must be said about them."""
+
+    title: str
+    columns: Sequence[str]
+    rows: list[list[str]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        lines = [f"## {self.title}", "", *map(_row, [self.columns, ["---"] * len(self.columns), *self.rows])]
+        return "\n".join([*lines, "", *(f"- {n}" for n in self.notes)]).rstrip() + "\n"
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+@dataclass
+class Run:
+    """One run of a process: seconds from start to end, and the most memory that it and its children held, in MB."""
+
+    seconds: float
+    megabytes: float
+    ok: bool
+    output: str
+
+
+def process(command: Sequence[str], **environment: str) -> Run:
+    """Runs a command to its end."""
+    with open(WORK / "output.txt", "w+b") as out:
+        start = time.perf_counter()
+        child = subprocess.Popen(list(command), stdout=out, stderr=subprocess.STDOUT, env={**os.environ, "HF_HUB_OFFLINE": "1", **environment})
+        _, status, usage = os.wait4(child.pid, 0)
+        seconds = time.perf_counter() - start
+        child.returncode = os.waitstatus_to_exitcode(status)
+        out.seek(0)
+        text = out.read().decode(errors="replace")
+    scale = 1 << 20 if sys.platform == "darwin" else 1 << 10
+    return Run(seconds, usage.ru_maxrss / scale, child.returncode == 0, text)
+
+
+def median(numbers: Sequence[float]) -> float:
+    """The middle one."""
+    return statistics.median(numbers)
+
+
+def interlingua(*arguments: str) -> list[str]:
+    """The command line of this package, in this environment."""
+    script = Path(sys.executable).parent / "interlingua"
+    return [*([str(script)] if script.exists() else [sys.executable, "-m", "interlingua.cli"]), *arguments]
+
+
+def rival(name: str) -> Path | None:
+    """A rival's command, where `make bench` has installed it."""
+    return RIVALS / name if (RIVALS / name).exists() else None
+
+
+def bert_base() -> Path:
+    """A checkpoint of bert-base's configuration with random weights, written once: 438 MB."""
+    folder = WORK / "bert-base"
+    if not (folder / "model.safetensors").exists():
+        from interlingua import models
+        from interlingua.checkpoints import save
+        from interlingua.ir.initialize import initialize
+        from interlingua.ir.layer import name_tree
+
+        card = models.card("bert")
+        head = card.heads["BertModel"]
+        params = name_tree(head.build(card.config()), card.names_for(head).key)
+        config = {"architectures": ["BertModel"], "model_type": "bert", "hidden_act": "gelu", "vocab_size": 30522, "pad_token_id": 0}
+        save(folder, config, initialize(params))
+    return folder
+
+
+def open_session(file: Path, threads: int = 0) -> Any:
+    """An onnxruntime session as all sides get it: idle threads sleep, or the session that waits would slow the one that runs."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.intra_op_num_threads, options.log_severity_level = threads, 4
+    return onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+
+
+def machine() -> Iterator[str]:
+    """Where and with what it was measured, a line each."""
+    cpu = next((line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")), platform.processor())
+    memory = next((f"{int(line.split()[1]) >> 20} GB" for line in _lines("/proc/meminfo") if line.startswith("MemTotal")), "unknown memory")
+    yield f"{cpu}, {os.cpu_count()} cores, {memory}, {platform.system()} {platform.machine()}, Python {platform.python_version()}"
+    yield ", ".join(f"{name} {_version(name)}" for name in PACKAGES)
+    if rivals := _rival_versions():
+        yield "rivals: " + ", ".join(f"{name} {version}" for name, version in rivals.items())
+    if hasattr(os, "getloadavg"):
+        yield f"load average at the start {os.getloadavg()[0]:.1f}: more than 0.5 means that something else was running"
+
+
+def _lines(path: str) -> list[str]:
+    return Path(path).read_text().splitlines() if Path(path).exists() else []
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "from its sources"
+
+
+def _rival_versions() -> Mapping[str, Any]:
+    if rival("python") is None:
+        return {}
+    code = f"import importlib.metadata as m, json; print(json.dumps({{n: m.version(n) for n in {RIVAL_PACKAGES}}}))"
+    done = subprocess.run([str(rival("python")), "-c", code], capture_output=True, text=True)
+    return json.loads(done.stdout) if done.returncode == 0 else {}
