@@ -9,7 +9,6 @@ import platform
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -50,18 +49,24 @@ class Run:
     output: str
 
 
-def process(command: Sequence[str], **environment: str) -> Run:
+# A child's peak memory starts at its parent's, so that a small process has to stand between the two.
+_LAUNCHER = """
+import os, subprocess, sys, time
+start = time.perf_counter()
+child = subprocess.Popen(sys.argv[2:], stdout=open(sys.argv[1], "wb"), stderr=subprocess.STDOUT)
+_, status, usage = os.wait4(child.pid, 0)
+print(time.perf_counter() - start, usage.ru_maxrss, os.waitstatus_to_exitcode(status))
+"""
+
+
+def process(command: Sequence[str]) -> Run:
     """Runs a command to its end."""
-    with open(WORK / "output.txt", "w+b") as out:
-        start = time.perf_counter()
-        child = subprocess.Popen(list(command), stdout=out, stderr=subprocess.STDOUT, env={**os.environ, "HF_HUB_OFFLINE": "1", **environment})
-        _, status, usage = os.wait4(child.pid, 0)
-        seconds = time.perf_counter() - start
-        child.returncode = os.waitstatus_to_exitcode(status)
-        out.seek(0)
-        text = out.read().decode(errors="replace")
+    output = WORK / "output.txt"
+    launcher = [sys.executable, "-I", "-S", "-c", _LAUNCHER, str(output), *command]
+    done = subprocess.run(launcher, capture_output=True, text=True, check=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+    seconds, peak, code = done.stdout.split()
     scale = 1 << 20 if sys.platform == "darwin" else 1 << 10
-    return Run(seconds, usage.ru_maxrss / scale, child.returncode == 0, text)
+    return Run(float(seconds), int(peak) / scale, code == "0", output.read_text(errors="replace"))
 
 
 def median(numbers: Sequence[float]) -> float:

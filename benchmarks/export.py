@@ -43,7 +43,7 @@ def measure() -> Table:
             continue
         written = sum(p.stat().st_size for p in folder.iterdir() if p.name not in weights | {"config.json"})
         table.rows.append([name, *_medians(runs), f"{written / 1e6:.1f} MB", f"{_load(folder / 'model.onnx'):.2f} s"])
-    table.notes.append("bert-base's configuration with random weights, 438 MB of float32; medians; peak memory is the process's largest resident set.")
+    table.notes.append("bert-base's configuration with random weights, 438 MB of float32; medians; peak memory is the largest resident set.")
     return table
 
 

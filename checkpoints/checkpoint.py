@@ -54,7 +54,7 @@ class Checkpoint:
                 f"{index}: {len(missing)} of {len(names)} shards are missing: {', '.join(missing)}\n  download the checkpoint again"
             )
         shards = {name: _reader(kind)(self.folder / name) for name in names}
-        if absent := [f"{key!r} from {name}" for key, name in homes.items() if key not in shards[name]]:
+        if absent := [f"{brief(key)} from {name}" for key, name in homes.items() if key not in shards[name]]:
             more = f" and {len(absent) - 5} more" if len(absent) > 5 else ""
             raise CheckpointError(f"{index}: weights are missing from their shard: {', '.join(absent[:5])}{more}\n  download the checkpoint again")
         return [shard.path for shard in shards.values()], {key: shards[name] for key, name in homes.items()}
@@ -103,7 +103,7 @@ class Checkpoint:
 
     def _home(self, key: str) -> WeightFile:
         if key not in self._homes:
-            raise CheckpointError(f"checkpoint {self.folder}: no weight {key!r}{suggestion(key, self._homes)}")
+            raise CheckpointError(f"checkpoint {self.folder}: no weight {brief(key)}{suggestion(key, self._homes)}")
         return self._homes[key]
 
 

@@ -91,7 +91,7 @@ class SafetensorsFile(WeightFile):
         for key, (begin, end) in sorted(ranges.items(), key=lambda item: item[1]):
             if begin < reached:
                 raise self.error(
-                    f"weight {brief(key)} begins at byte {begin} of the data, inside weight {before!r}, which ends at {reached}", DAMAGED
+                    f"weight {brief(key)} begins at byte {begin} of the data, inside weight {brief(before)}, which ends at {reached}", DAMAGED
                 )
             if begin > reached:
                 raise self.error(

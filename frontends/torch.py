@@ -13,22 +13,23 @@ import linecache
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
 
 from ..ir import ops
-from ..ir.definition import Definition
+from ..ir.definition import Definition, check_inputs
 from ..ir.errors import InputError, UsageError, nearest
 from ..ir.graph import Graph, Param
 from ..ir.passes import explicit_causal
 from ..ir.table import lower, run
-from ..ir.types import KINDS, NUMPY_DTYPES, Type
+from ..ir.types import KINDS, NUMPY_DTYPES
 from ..ir.weights import ArrayWeights
 from .torch_table import DTYPES, TORCH, Tracing, fx, torch
 
 UPDATE = "update."
+_NUMPY_DTYPES = {dtype: NUMPY_DTYPES[name] for name, dtype in DTYPES.items()}
 
 
 def as_module(definition: Definition, *, outputs: Sequence[str] | None = None, device: Any = None, dtype: str | None = None) -> TorchModule:
@@ -37,11 +38,12 @@ def as_module(definition: Definition, *, outputs: Sequence[str] | None = None, d
     Called as `net(**inputs) -> dict[str, Tensor]`; an input that is left out or None means what it means in the model. `train()` turns on
     dropout, drawn from torch's own generator, and batch statistics, whose running means are updated in place. Floats are float32, or `dtype`
     ("f16", "bf16", "f64"); `net.half()`, `net.double()` and `net.to(...)` work as on any module: what is `f32` in the model is the dtype of
-    its parameters, and float inputs are cast to it. Errors: UsageError for an unknown output or dtype.
+    its parameters, and float inputs are cast to it. Errors: UsageError for an unknown output or dtype, and InputError, in a
+    call, for inputs that do not fit in name, rank, kind of dtype or size.
     """
     if dtype is not None and dtype not in KINDS["float"]:
         raise UsageError(f"dtype={dtype!r} is not a float dtype{nearest(dtype, KINDS['float'])}")
-    return _class_for(tuple(definition.inputs))(definition, outputs, device, dtype)
+    return _class_for((*definition.inputs, *(k for k in definition.flags if k not in definition.inputs)))(definition, outputs, device, dtype)
 
 
 def weights_of(module: torch.nn.Module) -> dict[str, np.ndarray]:
@@ -78,15 +80,29 @@ def weight(definition: Definition, param: Param, dtype: str | None, device: Any)
 class Program:
     """A graph as a Python function: `function(self, *weights, *inputs) -> dict`, `self` unused.
 
-    `weights` are the names of parameters and of literal arrays in the function's order, `literals` the latter, `inputs` the types of inputs
-    by name. `scope` is what the source refers to, modules by name. Pickled as its source.
+    `weights` are the names of parameters and of literal arrays in the function's order, `literals` the latter; `signature` has the inputs and
+    what is known of their sizes; `scope` is what the source refers to, modules by name. Pickled as its source.
     """
 
-    def __init__(self, source: str, scope: Mapping[str, Any], weights: Sequence[str], literals: Mapping[str, np.ndarray], inputs: Mapping[str, Type]):
-        self.source, self.scope = source, dict(scope)
-        self.weights, self.literals, self.inputs = tuple(weights), dict(literals), dict(inputs)
-        self.checks = [(k, t.rank, t.dtype in KINDS["float"]) for k, t in inputs.items()]
+    def __init__(self, source: str, scope: Mapping[str, Any], weights: Sequence[str], literals: Mapping[str, np.ndarray], signature: Graph):
+        self.source, self.scope, self.signature = source, dict(scope), signature
+        self.weights, self.literals, self.inputs = tuple(weights), dict(literals), tuple(v.name for v in signature.inputs)
         self.function = self._compiled()
+        self._fitting: set[tuple[Any, ...]] = set()
+
+    def check(self, given: Sequence[Any], name: str) -> None:
+        """InputError unless tensors fit the inputs; shapes that did once are not looked at again."""
+        for k, x in zip(self.inputs, given, strict=True):
+            if not isinstance(x, torch.Tensor):
+                raise InputError(f"input {k!r} of {name} is of {x.__class__}, expected a torch.Tensor")
+        facts = tuple([(x.shape, x.dtype) for x in given])
+        if facts in self._fitting:
+            return
+        arrays = {k: SimpleNamespace(shape=tuple(shape), dtype=_NUMPY_DTYPES[dtype]) for k, (shape, dtype) in zip(self.inputs, facts, strict=True)}
+        check_inputs(self.signature, arrays, name)
+        if len(self._fitting) > 1000:
+            self._fitting.clear()
+        self._fitting.add(facts)
 
     def _compiled(self) -> Any:
         file = f"<generated {id(self):x}>"
@@ -96,7 +112,7 @@ class Program:
         return scope["forward"]
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Program, (self.source, self.scope, self.weights, self.literals, self.inputs)
+        return Program, (self.source, self.scope, self.weights, self.literals, self.signature)
 
 
 def program(graph: Graph, state: Iterable[Param] = ()) -> Program:
@@ -125,7 +141,9 @@ def program(graph: Graph, state: Iterable[Param] = ()) -> Program:
     code.output({k: x.node for k, x in made.items()})
     written = code.python_code("self")
     scope = {k: x.__name__ if isinstance(x, ModuleType) else x for k, x in written.globals.items()}
-    return Program(written.src, scope, weights, literals, {v.name: v.type for v in inputs})
+    signature = Graph(like=graph)
+    signature.inputs = inputs
+    return Program(written.src, scope, weights, literals, signature)
 
 
 def _identifiers(names: Iterable[str]) -> list[str]:
@@ -178,7 +196,8 @@ class TorchModule(Group):
     def __init__(self, definition: Definition, outputs: Sequence[str] | None, device: Any, dtype: str | None):
         super().__init__()
         keys = {p.name: p.key for p in definition.params}
-        options = {"usual": definition.usual, "always": definition.always, "name": definition.name, "key": keys.__getitem__}
+        options = {"usual": definition.usual, "always": definition.always, "flags": definition.flags, "key": keys.__getitem__}
+        self._name = options["name"] = definition.name
         self._definition: Definition | None = Definition(definition.layer, definition.inputs, ArrayWeights({}), **options)
         self._outputs = None if outputs is None else tuple(outputs)
         self._programs: dict[tuple[tuple[str, ...], bool], Program] = {}
@@ -194,19 +213,17 @@ class TorchModule(Group):
         return self._programs[names, self.training].source
 
     def _call(self, inputs: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-        names = tuple([k for k, x in inputs.items() if x is not None])
+        names = tuple([k for k, x in inputs.items() if x is not None and x is not False])
         self._ready(names, self.training)
         made = self._programs[names, self.training]
         arguments = []
         for key in made.weights:
             group, trains, name = self._places[key]
             arguments.append((group._parameters if trains else group._buffers)[name])
-        for name, rank, floats in made.checks:
-            x = inputs[name]
-            if not isinstance(x, torch.Tensor) or x.dim() != rank or (x.is_floating_point() and not floats):
-                raise InputError(_misfit(name, x, made.inputs[name]))
-            arguments.append(x)
-        return made.function(None, *arguments)
+        given = [inputs[k] for k in made.inputs]
+        if not torch.compiler.is_compiling():
+            made.check(given, self._name)
+        return made.function(None, *arguments, *given)
 
     @torch.compiler.assume_constant_result
     def _ready(self, names: tuple[str, ...], training: bool) -> bool:
@@ -215,7 +232,8 @@ class TorchModule(Group):
             return True
         if self._definition is None:
             known = " or ".join(sorted({", ".join(names) for names, _ in self._programs}))
-            raise UsageError(f"a module that was unpickled runs with inputs {known}; got {', '.join(names)}\n  make it anew, then load_state_dict")
+            text = f"{self._name} was unpickled and runs with inputs {known} only; got {', '.join(names)}"
+            raise UsageError(f"{text}\n  make it anew by to_torch, then load_state_dict")
         made = program(self._definition.graph(names, self._outputs, training=training), self._definition.params)
         new = [k for k in made.literals if k not in self._places]
         if new and torch.compiler.is_exporting():
@@ -255,13 +273,6 @@ class TorchModule(Group):
             for training in (False, True):
                 self._ready(self._usual(), training)
         return _blank, (self.names,), {**self.__dict__, "_definition": None, "_places": {}}
-
-
-def _misfit(name: str, x: Any, type: Type) -> str:
-    if not isinstance(x, torch.Tensor):
-        return f"input {name!r} is of {x.__class__}, expected a torch.Tensor {type}"
-    found = f"has shape {list(x.shape)}" if x.dim() != type.rank else f"is of dtype {x.dtype}"
-    return f"input {name!r} {found}, expected {type}"
 
 
 @cache

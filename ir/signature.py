@@ -58,6 +58,7 @@ class Signature:
         sizes: dict[str, Size] = {}
         groups: dict[str, tuple[Size, ...]] = {}
         dtype: str | None = None
+        first: dict[str, str] = {}
         for i, type in enumerate(types):
             kind, dims, flag = self.operand(i)
             name = names[min(i, len(names) - 1)]
@@ -68,6 +69,8 @@ class Signature:
                 dtype = dtype or type.dtype
             allowed = KINDS.get(kind) or frozenset({kind or dtype})
             expects(type.dtype in allowed, f"{name} is {type.dtype}, expected {kind or dtype}")
+            shared = first.setdefault(kind, type.dtype)
+            expects(type.dtype == shared, f"{name} is {type.dtype}, expected {shared}")
             _match(name, dims, type.shape, sizes, groups)
         known = {**attrs, **sizes}
 

@@ -158,9 +158,7 @@ def symbol(name: str) -> Dim:
 
 
 def floor_divide(a: Size, b: Size) -> Size:
-    """a // b in normal form: `(q*b*m + r*m)//b = q*m + (r*m)//b`, and nested floors merge: `(x//d + k)//b = (x + d*k)//(d*b)`."""
-    if isinstance(a, int) and isinstance(b, int):
-        return a // b
+    """a // b in normal form: `(q*b*m + r)//b = q*m + r//b`, common factors cancel, and nested floors merge: `(x//d + r)//b = (x + d*r)//(d*b)`."""
     if isinstance(b, Dim):
         exact = _divide_by_monomial(a, b)
         return _atom("//", a, b) if exact is None else exact
@@ -170,12 +168,13 @@ def floor_divide(a: Size, b: Size) -> Size:
     rest = _polynomial({m: c % b for m, c in _terms(a)})
     if isinstance(rest, int):
         return whole + rest // b
-    nested = [m for m, _ in rest.terms if m]
-    if len(nested) == 1 and len(nested[0]) == 1 and dict(rest.terms)[nested[0]] == 1:
-        atom = nested[0][0]
-        if not isinstance(atom, str) and atom[0] == "//" and isinstance(atom[2], int):
-            constant = dict(rest.terms).get((), 0)
-            return whole + floor_divide(atom[1] + atom[2] * constant, atom[2] * b)
+    factor = math.gcd(b, *(c for m, c in rest.terms if m))
+    if factor > 1:
+        return whole + floor_divide(_polynomial({m: c // factor for m, c in rest.terms}), b // factor)
+    for m, c in rest.terms:
+        if c == 1 and len(m) == 1 and not isinstance(m[0], str) and m[0][0] == "//" and isinstance(m[0][2], int):
+            _, inner, divisor = m[0]
+            return whole + floor_divide(inner + (rest - Dim(((m, 1),))) * divisor, divisor * b)
     return whole + _atom("//", rest, b)
 
 

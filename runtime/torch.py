@@ -9,7 +9,7 @@ import numpy as np
 from ..frontends.torch import program, to_array, to_tensor, weight
 from ..frontends.torch_table import DTYPES, torch
 from ..ir.definition import Definition
-from ..ir.errors import UsageError, nearest
+from ..ir.errors import TargetError, UsageError, nearest
 from ..ir.graph import Graph
 from ..ir.types import KINDS
 from .session import Session
@@ -20,7 +20,7 @@ class TorchSession(Session):
 
     `device` is one of torch's ("cpu", "cuda", "cuda:0"), `dtype` what the floats are there (float32 unless "f16", "bf16" or "f64"; results have
     the graph's dtypes all the same), `compile` sends the program through `torch.compile`. Errors: MissingExtraError without torch, UsageError
-    for an unknown dtype or a device that is not there.
+    for an unknown dtype, TargetError for a device that is not there.
     """
 
     target = "torch"
@@ -38,7 +38,7 @@ class TorchSession(Session):
             else weight(definition, params[k], dtype, self._device)
             for k in made.weights
         ]
-        self._names = list(made.inputs)
+        self._names = made.inputs
         self._function = torch.compile(made.function) if compile else made.function
 
     def run(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -49,10 +49,10 @@ class TorchSession(Session):
 
 
 def _device(name: str) -> torch.device:
-    """A device that can be used; UsageError says why it cannot."""
+    """A device that can be used; TargetError says why it cannot."""
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as e:
-        raise UsageError(f"device {name!r} is not one that this PyTorch can use: {str(e).splitlines()[0]}\n  use 'cpu'") from None
+        raise TargetError(f"device {name!r} is not one that this PyTorch can use: {str(e).splitlines()[0]}\n  use 'cpu'") from None
     return device

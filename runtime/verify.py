@@ -11,10 +11,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from ..ir import ops
 from ..ir.definition import Definition
 from ..ir.errors import ParityError
 from ..ir.graph import Graph, Value
 from ..ir.reference import reference
+from ..ir.types import KINDS
 from .samples import Sample, make_samples
 from .session import Session
 from .targets import compile, installed
@@ -143,15 +145,21 @@ def _reference_session(model: Definition, graph: Graph, device: str) -> Session:
     return compile(model, "numpy", device=device, graph=graph, dtype="f32")
 
 
+_MOVES = {ops.reshape, ops.transpose, ops.broadcast_to, ops.constant, ops.literal, ops.size, ops.iota}
+
+
 def with_taps(graph: Graph) -> Graph:
-    """The graph with the result of each layer as an output, in order; a layer that returns what a part of it made counts once."""
-    seen: dict[Value, str] = {}
-    place = {v: i for i, node in enumerate(graph.live()) for v in node.outputs}
-    for path, v in sorted(graph.taps.items(), key=lambda item: (place.get(item[1], -1), -len(item[0]))):
-        if v in place:
-            seen.setdefault(v, path)
+    """The graph with what each op computes as an output, named by layer and op, in the order of computation."""
+    outputs: dict[str, Value] = {}
     ends = {v: k for k, v in graph.outputs.items()}
-    return graph.with_outputs({path: v for v, path in seen.items()} | {f"output {k}": v for v, k in ends.items() if v not in seen})
+    for node in graph.live():
+        for v in node.outputs:
+            if node.op in _MOVES and v not in ends or v.type.dtype not in KINDS["float"]:
+                continue
+            name = f"{node.path or ends.get(v, 'the model')} ({node.op.name})"
+            again = sum(k == name or k.startswith(f"{name} #") for k in outputs)
+            outputs[f"{name} #{again + 1}" if again else name] = v
+    return graph.with_outputs(outputs)
 
 
 def first_difference(model: Definition, graph: Graph, target: str, sample: Sample, truth: Definition, device: str = "cpu") -> str:

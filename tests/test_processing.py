@@ -22,6 +22,7 @@ LAYOUTS = [
     ("gpt2 padded", "gpt2", {"pad_token": "<|endoftext|>", "add_prefix_space": True, "model_max_length": 30}, False),
     ("gpt2 json", "gpt2", {"pad_token": "<pad>", "padding_side": "left", "clean_up_tokenization_spaces": True}, True),
     ("gpt2 bos", "gpt2", {"add_bos_token": True, "pad_token": "<|endoftext|>"}, False),
+    ("gpt2 listed", "gpt2", {"pad_token": "x", "added_tokens_decoder": {"0": {"content": "<|endoftext|>", "special": False}}}, False),
     ("clip", "clip", {"model_max_length": 77}, False),
     ("clip json", "clip", {"model_max_length": 16, "pad_token": "!"}, True),
     ("t5", "t5", {"model_max_length": 512}, False),

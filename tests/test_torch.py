@@ -321,9 +321,11 @@ def test_state_has_the_checkpoints_names_and_comes_back():
     for k, x in weights_of(net).items():
         np.testing.assert_array_equal(x, definition.weights.array(k))
         assert x.dtype == definition.weights.array(k).dtype
+    read = weights_of(net)["tagger.half"]
     with torch.no_grad():
         for p in net.parameters():
             p.add_(1)
+    np.testing.assert_array_equal(read, definition.weights.array("tagger.half"))
     assert not np.shares_memory(definition.weights.array("tagger.half"), to_array(net.state_dict()["tagger.half"]))
     other = as_module(definition)
     assert any(k.startswith("literal") for k, _ in other.named_buffers())  # constant arrays, which are no part of the state
@@ -447,7 +449,7 @@ def test_copies_have_their_own_weights():
         assert copy.deepcopy(other).train()(**given)["logits"].requires_grad
     assert net(**given)["logits"].abs().sum() == 0
     assert set(made[0](**tensors(batch()))) == {"loss", "logits"}
-    with pytest.raises(UsageError, match=r"unpickled runs with inputs input_ids, signal; got input_ids, signal, attention_mask, labels"):
+    with pytest.raises(UsageError, match=r"Tagger was unpickled and runs with inputs input_ids, signal only; got input_ids, signal, attention_mask"):
         made[1](**tensors(batch()))
 
 
@@ -458,15 +460,27 @@ def test_wrong_inputs_are_named():
         net(**given, atention_mask=given["input_ids"])
     with pytest.raises(InputError, match=r"input 'signal' has shape \[3, 7\], expected f32\[batch 3 seq\]"):
         net(input_ids=given["input_ids"], signal=given["signal"][:, 0])
-    with pytest.raises(InputError, match=r"input 'input_ids' is of dtype torch.float32, expected i64\[batch seq\]"):
+    with pytest.raises(InputError, match=r"input 'input_ids' is of dtype float32, expected i64\[batch seq\]"):
         net(input_ids=given["signal"][:, 0], signal=given["signal"])
-    with pytest.raises(InputError, match=r"input 'input_ids' is of <class 'numpy.ndarray'>, expected a torch.Tensor i64\[batch seq\]"):
+    with pytest.raises(InputError, match=r"input 'input_ids' of Tagger is of <class 'numpy.ndarray'>, expected a torch.Tensor"):
         net(input_ids=batch()["input_ids"], signal=given["signal"])
-    assert net(input_ids=given["input_ids"].int(), signal=given["signal"].long())["logits"].dtype == torch.float32
+    with pytest.raises(InputError, match=r"input 'signal' has seq=5, but 'input_ids' has seq=7"):
+        net(input_ids=given["input_ids"], signal=given["signal"][..., :5])
+    torch.testing.assert_close(net.eval()(input_ids=given["input_ids"].int(), signal=given["signal"].double()), net(**given))
     with pytest.raises(UsageError, match="Tagger has no output 'logit'; did you mean 'logits'"):
         as_module(tagger(), outputs=["logit"])
     with pytest.raises(UsageError, match="dtype='fp16' is not a float dtype; did you mean 'f16'"):
         as_module(tagger(), dtype="fp16")
+
+
+def test_flags_are_true_or_left_out():
+    class Scaled(Layer):
+        def forward(self, x, twice=False):
+            return {"y": x * 2.0 if twice else x + 0.0}
+
+    net = as_module(Definition(Scaled(), {"x": "f32[n]"}, ArrayWeights({}), flags={"twice": {}}))
+    x = torch.ones(3)
+    assert [float(net(x=x, **given)["y"][0]) for given in ({}, {"twice": True}, {"twice": False}, {"twice": None})] == [1, 2, 1, 1]
 
 
 def test_the_source_is_plain_torch():
@@ -555,9 +569,9 @@ def test_sessions(dtype: str | None, compile: bool):
 
 def test_sessions_say_what_they_cannot():
     definition = tagger()
-    with pytest.raises(UsageError, match=r"device 'cuda:7' is not one that this PyTorch can use: .*\n  use 'cpu'"):
+    with pytest.raises(TargetError, match=r"device 'cuda:7' is not one that this PyTorch can use: .*\n  use 'cpu'"):
         TorchSession(definition, definition.graph(), device="cuda:7")
-    with pytest.raises(UsageError, match=r"device 'gpu' is not one"):
+    with pytest.raises(TargetError, match=r"device 'gpu' is not one"):
         TorchSession(definition, definition.graph(), device="gpu")
     with pytest.raises(UsageError, match="dtype='i8' is not a float dtype"):
         TorchSession(definition, definition.graph(), dtype="i8")

@@ -190,7 +190,7 @@ def _bert_casing(settings: Settings) -> dict[str, Any]:
     return {
         "lowercase": settings.get("do_lower_case", True),
         "strip_accents": settings.get("strip_accents"),
-        "handle_chinese_chars": True,
+        "handle_chinese_chars": settings.get("tokenize_chinese_chars", True),
     }
 
 
