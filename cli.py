@@ -5,8 +5,12 @@ Exit codes: 0 good; 1 wrong numbers or failed work; 2 wrong use, a missing file 
 
 from __future__ import annotations
 
+import os
+import re
 import sys
-from collections.abc import Callable, Iterator
+import threading
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
@@ -14,24 +18,23 @@ from typing import Annotated, Any
 
 import typer
 
+LATE = 1.0  # seconds after which work says what it is doing
+
 app = typer.Typer(
-    name="interlingua",
-    help="Define a model once; export it to ONNX, XLA or TensorFlow, run it anywhere, and know that its numbers are right.\n\n"
-    "Examples:\n\n"
-    "  interlingua export ./bert-base --to onnx           writes model.onnx beside the weights and checks it\n\n"
-    "  interlingua run ./minilm --text 'How are you?'     runs a checkpoint or an exported folder\n\n"
-    "  interlingua verify ./gpt2                          every installed target against the float64 reference",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
 
 MODEL = Annotated[str, typer.Argument(metavar="MODEL", help="A checkpoint's folder or its Hugging Face id.")]
-HEAD = Annotated[str | None, typer.Option(help="Class name (BertForMaskedLM) or task (masked-lm); default: what config.json names.")]
-INPUTS = Annotated[list[str] | None, typer.Option("--input", help="An input that is present; repeat for several. Default: the usual ones.")]
-OUTPUTS = Annotated[list[str] | None, typer.Option("--output", help="An output or a glob such as 'hidden_states.*'; repeat for several.")]
-DEVICE = Annotated[str, typer.Option(help="cpu, cuda, tpu; tensorrt for onnxruntime; a number where there are several: cuda:1.")]
+HEAD = Annotated[str | None, typer.Option(metavar="NAME", help="Class name (BertForMaskedLM) or task (masked-lm); default: what config.json names.")]
+INPUTS = Annotated[
+    list[str] | None, typer.Option("--input", metavar="NAME", help="An input that is present; repeat for several. Default: the usual ones.")
+]
+OUTPUTS = Annotated[list[str] | None, typer.Option("--output", metavar="GLOB", help="An output, or several as 'hidden_states.*'; repeat for more.")]
+DEVICE = Annotated[str, typer.Option(metavar="NAME", help="cpu, cuda, tpu; tensorrt for onnxruntime; with a number where there are several: cuda:1.")]
 
 
 class Format(StrEnum):
@@ -52,64 +55,152 @@ class Target(StrEnum):
     numpy = "numpy"
 
 
+class Steps:
+    """Says on the error stream what is being done, once the work has taken a second: a moving line on a terminal, else a line for each step."""
+
+    def __init__(self) -> None:
+        self._lock, self._text, self._late, self._bar = threading.Lock(), "", False, None
+        self._timer = threading.Timer(LATE, self._begin)
+        self._timer.daemon = True
+        self._timer.start()
+
+    def __call__(self, text: str) -> None:
+        with self._lock:
+            self._text = text
+            self._show()
+
+    def _begin(self) -> None:
+        with self._lock:
+            self._late = True
+            self._show()
+
+    def _show(self) -> None:
+        if not (self._late and self._text):
+            return
+        if not sys.stderr.isatty():
+            typer.echo(f"{self._text} ...", err=True)
+            return
+        if self._bar is None:
+            from rich.console import Console
+            from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+            columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+            self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
+            self._bar.add_task(self._text)
+            self._bar.start()
+        self._bar.update(self._bar.task_ids[0], description=self._text)
+
+    def end(self) -> None:
+        """Nothing more is said."""
+        self._timer.cancel()
+        with self._lock:
+            self._text = ""
+            if self._bar is not None:
+                self._bar.stop()
+
+
 @contextmanager
-def _progress() -> Iterator[Callable[[str], None]]:
-    """A line that says what is being done, on the terminal's error stream; plain text where that is no terminal."""
-    if not sys.stderr.isatty():
-        yield lambda text: None
-        return
-    from rich.console import Console
-
-    with Console(stderr=True).status("starting") as status:
-        yield lambda text: status.update(text)
+def _steps() -> Iterator[Steps]:
+    steps = Steps()
+    try:
+        yield steps
+    finally:
+        steps.end()
 
 
-def _load(model: str, head: str | None, progress: Callable[[str], None]) -> Any:
+def _load(model: str, head: str | None, progress: Callable[[str], None] = lambda text: None) -> Any:
     from .model import load
 
     progress(f"reading {model}")
     return load(model, head)
 
 
+def _version(wanted: bool) -> None:
+    if wanted:
+        from . import __version__
+
+        typer.echo(f"interlingua {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def interlingua(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")] = False,
+) -> None:
+    """Define a model once; export it to ONNX, XLA or TensorFlow, run it anywhere, and know that its numbers are right.
+
+    \b
+    Examples:
+      interlingua export ./bert-base                   writes model.onnx beside the weights, and checks it
+      interlingua run ./minilm --text 'How are you?'   runs a checkpoint or an exported folder
+      interlingua verify ./gpt2                        every installed target against the float64 reference
+      interlingua show ./vit --html vit.html           the graph as a page to fold and search
+    """
+
+
 @app.command()
 def export(
     model: MODEL,
-    out: Annotated[Path | None, typer.Argument(help="Folder to write to; default: in place, beside the checkpoint's weights.")] = None,
+    out: Annotated[Path | None, typer.Argument(metavar="FOLDER", help="Where to write; default: in place, beside the checkpoint's weights.")] = None,
     to: Annotated[Format, typer.Option(help="What to write.")] = Format.onnx,
     head: HEAD = None,
     input: INPUTS = None,
     output: OUTPUTS = None,
-    opset: Annotated[int | None, typer.Option(help="ONNX opset, 17 to 24; default 23.")] = None,
-    cache: Annotated[bool | None, typer.Option("--cache/--no-cache", help="Graphs with key and value caches, for heads that generate.")] = None,
-    check: Annotated[bool, typer.Option("--check/--no-check", help="Run the artifact against the float64 reference, and fail if it is wrong.")] = True,
+    opset: Annotated[int | None, typer.Option(min=17, max=24, metavar="N", help="ONNX opset, 17 to 24; default 23.")] = None,
+    cache: Annotated[
+        bool | None,
+        typer.Option(
+            "--cache/--no-cache", help="Graphs with key and value caches; default: for heads that generate, unless inputs or outputs are chosen."
+        ),
+    ] = None,
+    check: Annotated[
+        bool, typer.Option("--check/--no-check", help="Run what is written against the float64 reference, and fail if it is wrong.")
+    ] = True,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing output.")] = False,
 ) -> None:
     """Write a model as ONNX, StableHLO or a SavedModel, and check its numbers.
 
-    Example: interlingua export ./all-MiniLM-L6-v2 ./served --output sentence_embedding
+    \b
+    Examples:
+      interlingua export ./bert-base
+      interlingua export ./all-MiniLM-L6-v2 ./served --output sentence_embedding
+      interlingua export ./vit ./vit-xla --to stablehlo --output logits --output 'hidden_states.*'
     """
-    with _progress() as progress:
+    if opset is not None and to is not Format.onnx:
+        raise typer.BadParameter(f"an opset is ONNX's, not one of {to.value}; leave it out", param_hint="--opset")
+    if out is None and not Path(model).expanduser().exists():
+        raise typer.BadParameter(
+            f"{model} is not a folder here, so there is no place beside its weights; name a FOLDER to write to", param_hint="FOLDER"
+        )
+    with _steps() as progress:
         loaded = _load(model, head, progress)
-        options: dict[str, Any] = {"opset": opset} if opset is not None else {}
-        if options and to is not Format.onnx:
-            raise typer.BadParameter("--opset goes with --to onnx")
+        options: dict[str, Any] = {} if opset is None else {"opset": opset}
         made = loaded.export(out, to.value, inputs=input, outputs=output, cache=cache, check=check, overwrite=overwrite, progress=progress, **options)
     place = Path(out or loaded.folder)
     for graph in made:
-        typer.echo(f"{place / graph.file}  {_bytes((place / graph.file).stat().st_size)}" + "".join(f"  + {k} {_bytes(n)}" for k, n in graph.weights.items()))
-        for name, error in graph.errors.items():
-            typer.echo(f"  {name}: {graph.outputs[name]}  checked, off by at most {error:.1e}")
-        if not graph.errors:
-            for name, type in graph.outputs.items():
-                typer.echo(f"  {name}: {type}")
+        typer.echo(
+            f"{place / graph.file}  {_bytes((place / graph.file).stat().st_size)}" + "".join(f"  + {k} {_bytes(n)}" for k, n in graph.weights.items())
+        )
+        for line in _outputs(graph.outputs, graph.errors):
+            typer.echo(f"  {line}")
+
+
+def _outputs(types: dict[str, str], errors: dict[str, float]) -> Iterator[str]:
+    """A line for each output, or for several that differ in their numbers only, with the greatest error."""
+    alike: dict[tuple[str, str], list[str]] = {}
+    for name, type in types.items():
+        alike.setdefault((re.sub(r"\d+", "*", name), type), []).append(name)
+    for (pattern, type), names in alike.items():
+        told = f"{names[0]}: {type}" if len(names) == 1 else f"{pattern}: {len(names)} of {type}"
+        yield told + (f"  checked, off by at most {max(errors[k] for k in names):.1e}" if errors else "")
 
 
 def _bytes(n: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if n < 1000 or unit == "GB":
+    for unit in ("B", "kB", "MB"):
+        if n < 1000:
             return f"{n:.0f} {unit}" if unit == "B" else f"{n:.1f} {unit}"
         n /= 1000
-    return ""
+    return f"{n:.1f} GB"
 
 
 @app.command()
@@ -119,19 +210,29 @@ def verify(
     head: HEAD = None,
     input: INPUTS = None,
     output: OUTPUTS = None,
+    against: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="Another checkpoint of the same model, whose numbers are the right ones.")
+    ] = None,
     device: DEVICE = "cpu",
-    seed: Annotated[int, typer.Option(help="Which random inputs.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Which random inputs.")] = 0,
 ) -> None:
     """Run a model on every target at two sizes, one padded, and compare each output with the float64 reference.
 
-    Example: interlingua verify ./bert-base --on onnxruntime --on torch --output 'hidden_states.*'
+    Where one differs by more than rounding, the first layer that does is named and the exit code is 1.
+
+    \b
+    Examples:
+      interlingua verify ./bert-base
+      interlingua verify ./bert-base --on onnxruntime --on torch --output 'hidden_states.*'
+      interlingua verify ./converted --against ./original
     """
     from .runtime.verify import verify as run
 
-    with _progress() as progress:
+    with _steps() as progress:
         loaded = _load(model, head, progress)
+        truth = None if against is None else _load(against, head or loaded.head, progress)
         targets = [t.value for t in on] if on else None
-        report = run(loaded, targets, device=device, inputs=input, outputs=output, seed=seed, progress=progress)
+        report = run(loaded, targets, device=device, inputs=input, outputs=output, truth=truth, seed=seed, progress=progress)
     _print_report(report)
     raise typer.Exit(0 if report.ok else 1)
 
@@ -140,50 +241,70 @@ def _print_report(report: Any) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=f"{report.model} against the float64 reference")
+    table = Table()
     for column in ("target", "sample", "output"):
-        table.add_column(column)
+        table.add_column(column, overflow="fold")
     for column in ("error", "allowed"):
-        table.add_column(column, justify="right")
-    table.add_column("")
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("", no_wrap=True)
     for r in report.rows:
         table.add_row(r.target, r.sample, r.output, f"{r.error:.1e}", f"{r.limit:.1e}", "[green]ok[/]" if r.ok else "[red]DIFFERS[/]")
-    Console().print(table)
-    for target, place in report.first.items():
-        typer.echo(f"{target}: the first layer that differs is {place}")
+    console = Console(highlight=False)
+    console.print(table, width=console.width if console.is_terminal else None)
+    typer.echo(str(report))
 
 
 @app.command()
 def run(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A checkpoint's folder or Hugging Face id, or a folder that `export` wrote.")],
-    text: Annotated[list[str] | None, typer.Option(help="Text, or @FILE with a text on each line; repeat for several.")] = None,
-    pair: Annotated[list[str] | None, typer.Option(help="The second text of each pair: a question's context, a second sentence.")] = None,
-    image: Annotated[list[Path] | None, typer.Option(help="An image file; repeat for several.")] = None,
-    audio: Annotated[list[Path] | None, typer.Option(help="A WAV file; repeat for several.")] = None,
-    on: Annotated[Target, typer.Option(help="What to run on.")] = Target.onnxruntime,
+    text: Annotated[list[str] | None, typer.Option(metavar="TEXT", help="Text, or @FILE with a text on each line; repeat for several.")] = None,
+    pair: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TEXT", help="What goes with each text: a question's context, a second sentence, the choices of one text."),
+    ] = None,
+    image: Annotated[list[Path] | None, typer.Option(metavar="FILE", help="An image file; repeat for several.")] = None,
+    audio: Annotated[list[Path] | None, typer.Option(metavar="FILE", help="A WAV file; repeat for several.")] = None,
+    on: Annotated[Target | None, typer.Option(help="What to run on; default: what the folder was exported for, else onnxruntime.")] = None,
     head: HEAD = None,
     device: DEVICE = "cpu",
-    top_k: Annotated[int, typer.Option(help="How many answers to show.")] = 5,
+    top_k: Annotated[int, typer.Option(min=1, metavar="N", help="How many answers to show.")] = 5,
 ) -> None:
     """Run a model on text, images or sound, and print a readable answer.
 
-    Example: interlingua run ./bert-base --head masked-lm --text 'The capital of France is [MASK].'
+    \b
+    Examples:
+      interlingua run ./bert-base --head masked-lm --text 'The capital of France is [MASK].'
+      interlingua run ./minilm --text @sentences.txt
+      interlingua run ./squad --text 'Who wrote it?' --pair 'It was written by Ada.'
+      interlingua run ./clip --image cat.jpg --text 'a cat' --text 'a dog'
+      interlingua run ./wav2vec2 --audio speech.wav --on torch
     """
     from .runtime.answering import run_raw
 
-    texts = [line for t in text or [] for line in (_lines(t) if t.startswith("@") else [t])]
-    with _progress() as progress:
-        answer = run_raw(
-            model, on.value, head=head, device=device, text=texts or None, pair=pair, image=image or None, audio=audio or None, top_k=top_k, progress=progress
-        )
-    typer.echo(str(answer))
+    raw = {"text": _texts(text, "--text"), "pair": _texts(pair, "--pair"), "image": image or None, "audio": audio or None}
+    with _steps() as progress:
+        ran = run_raw(model, _load, on.value if on else None, head=head, device=device, top_k=top_k, progress=progress, **raw)
+    typer.echo(str(ran.answer))
+    for note in ran.notes:
+        typer.echo(f"note: {note}", err=True)
 
 
-def _lines(text: str) -> list[str]:
-    path = Path(text[1:])
-    if not path.is_file():
-        raise typer.BadParameter(f"no such file: {path}", param_hint="--text")
-    return [line for line in path.read_text("utf-8").splitlines() if line.strip()]
+def _texts(given: Iterable[str] | None, option: str) -> list[str] | None:
+    """Texts with @FILE replaced by the lines of the file; @@ at the start stands for @ itself."""
+    return [
+        t for text in given or () for t in (_lines(text[1:], option) if re.match("@[^@]", text) else [text.removeprefix("@" * text.startswith("@@"))])
+    ] or None
+
+
+def _lines(file: str, option: str) -> list[str]:
+    try:
+        lines = Path(file).read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise typer.BadParameter(f"the file {file} cannot be read: {reason}; a text that starts with @ is written @@", param_hint=option) from None
+    if not (texts := [line for line in lines if line.strip()]):
+        raise typer.BadParameter(f"the file {file} is empty, expected a text on each line", param_hint=option)
+    return texts
 
 
 @app.command()
@@ -193,17 +314,23 @@ def show(
     input: INPUTS = None,
     output: OUTPUTS = None,
     parameters: Annotated[bool, typer.Option("--parameters", help="List every parameter instead of the graph.")] = False,
-    html: Annotated[Path | None, typer.Option(help="Write the graph as a page to fold and search in a browser.")] = None,
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the graph as a page to fold and search in a browser.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing page.")] = False,
 ) -> None:
     """Print a model's graph, inputs, outputs and sizes.
 
-    Example: interlingua show ./vit-base --html vit.html
+    \b
+    Examples:
+      interlingua show ./vit-base
+      interlingua show ./vit-base --parameters
+      interlingua show ./vit-base --output 'attentions.*' --html vit.html
     """
+    from .ir.text import print_graph
     from .runtime.showing import page, parameter_lines, summary
 
-    loaded = _load(model, head, lambda text: None)
-    graph = loaded.graph(input, output)
+    with _steps() as progress:
+        loaded = _load(model, head, progress)
+        graph = loaded.graph(input, output)
     typer.echo(summary(loaded, graph))
     if html is not None:
         from .ir.atomic import atomic_file
@@ -211,33 +338,57 @@ def show(
         with atomic_file(html, overwrite=overwrite) as path:
             path.write_text(page(loaded, graph), "utf-8")
         typer.echo(f"wrote {html}")
-    elif parameters:
-        typer.echo("\n".join(parameter_lines(loaded)))
-    else:
-        typer.echo(str(graph))
+    if parameters:
+        typer.echo("\n".join(["", *parameter_lines(loaded)]))
+    elif html is None:
+        typer.echo("\n" + print_graph(graph, data=False), nl=False)
 
 
 @app.command()
 def models() -> None:
-    """List the architectures and heads that are known."""
+    """List the architectures and heads that are known, with the tasks that choose them.
+
+    \b
+    Examples:
+      interlingua models
+      interlingua export ./bert-base ./out --head masked-lm
+    """
     from . import models as registry
+    from .ir.card import TASKS
+    from .ir.errors import UsageError
 
     for name in registry.names():
         card = registry.card(name)
-        typer.echo(f"{card.model_type}: {', '.join(card.heads)}")
+        tasks: dict[str, list[str]] = {}
+        for task in TASKS:
+            try:
+                tasks.setdefault(registry.choose_head(card, {}, task)[0], []).append(task)
+            except UsageError:  # an architecture without a head for it
+                continue
+        typer.echo(card.model_type)
+        for head in card.heads:
+            typer.echo(f"  {head:<36} {', '.join(tasks.get(head, []))}".rstrip())
 
 
-def main() -> None:
-    """The console script."""
+def _warn(message: Warning | str, *_: Any, **__: Any) -> None:
+    typer.echo(f"warning: {message}", err=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The console script; `arguments` are by default those of the process."""
     from .ir.errors import InterlinguaError
 
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's notes about this machine
     try:
-        app()
+        with warnings.catch_warnings():
+            warnings.showwarning = _warn
+            app(arguments, prog_name="interlingua")
     except InterlinguaError as error:
         typer.echo(f"error: {error}", err=True)
         raise SystemExit(error.exit_code) from None
-    except KeyboardInterrupt:
-        raise SystemExit(130) from None
+    except OSError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise SystemExit(1) from None
 
 
 if __name__ == "__main__":

@@ -171,7 +171,7 @@ def assemble(
     names = card.names_for(head)
     params = name_tree(layer, names.key)
     absent: list[Param] = []
-    known = lambda p: spellings(p.key, head.prefix, card.base, card.also)  # noqa: E731
+    known = lambda p: spellings(p.key, head.prefix, card.base, card.also)
     stored = match(params, weights, known, where=where, absent=absent, all_optional=init_missing)
     _check_unused(card, config, weights, set(stored.values()), where, strict)
     inputs = head.inputs_for(config)
@@ -206,7 +206,9 @@ def _pooled(layer: Layer, folder: str) -> Layer:
     return SentenceEmbedding(layer, modes or ["pooling_mode_mean_tokens"], normalize)
 
 
-def match(params: Iterable[Param], weights: Weights, names: Any, *, where: str, absent: list[Param] | None = None, all_optional: bool = False) -> dict[str, str]:
+def match(
+    params: Iterable[Param], weights: Weights, names: Any, *, where: str, absent: list[Param] | None = None, all_optional: bool = False
+) -> dict[str, str]:
     """For each parameter's key the name it is stored under; CheckpointError lists every missing and misshapen one.
 
     Buffers that a checkpoint need not hold (all parameters, if `all_optional`) are put into `absent` instead.
@@ -241,7 +243,9 @@ def _check_unused(card: Card, config: Config, weights: Weights, used: set[str], 
         for p in name_tree(head.build(config), card.names_for(head).key):
             known.update(spellings(p.key, head.prefix, card.base, card.also))
     if unknown := [k for k in extra if k not in known]:
-        text = f"{where}: {len(unknown)} weights belong to no head of {card.model_type}: {', '.join(unknown[:8])}{', ...' if len(unknown) > 8 else ''}"
+        text = (
+            f"{where}: {len(unknown)} weights belong to no head of {card.model_type}: {', '.join(unknown[:8])}{', ...' if len(unknown) > 8 else ''}"
+        )
         if strict:
             raise CheckpointError(text)
         warnings.warn(text + "; they are not used", stacklevel=4)

@@ -1,6 +1,6 @@
 """A model of one's own: authored once, trained on handwritten digits in PyTorch, TensorFlow and JAX, exported to ONNX and run.
 
-    python examples/digits.py [torch|tensorflow|jax ...]
+python examples/digits.py [torch|tensorflow|jax ...]
 """
 
 from __future__ import annotations
@@ -8,8 +8,9 @@ from __future__ import annotations
 import sys
 import tempfile
 
-import interlingua as il
 import numpy as np
+
+import interlingua as il
 from interlingua import layers, ops
 
 
@@ -35,7 +36,7 @@ def new_model() -> il.Model:
 
 
 # --- training it: three frameworks, the same definition -------------------------------------------
-def batches(x: np.ndarray, y: np.ndarray, epochs: int = 20, size: int = 64):
+def batches(x: np.ndarray, y: np.ndarray, epochs: int = 12, size: int = 32):
     """Shuffled batches."""
     for epoch in range(epochs):
         order = np.random.default_rng(epoch).permutation(len(x) // size * size).reshape(-1, size)
@@ -46,8 +47,9 @@ def train_torch(model: il.Model, data) -> il.Model:
     """By torch.optim."""
     import torch
 
+    torch.manual_seed(0)  # dropout
     net = model.to_torch().train()
-    optimizer = torch.optim.Adam(net.parameters(), lr=3e-3)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
     for image, labels in data:
         optimizer.zero_grad()
         net(image=torch.from_numpy(image), labels=torch.from_numpy(labels))["loss"].backward()
@@ -59,12 +61,13 @@ def train_tensorflow(model: il.Model, data) -> il.Model:
     """By a gradient tape and a Keras optimizer's rule, written out."""
     import tensorflow as tf
 
+    tf.random.set_seed(0)  # dropout
     net = model.to_tensorflow()
     for image, labels in data:
         with tf.GradientTape() as tape:
             loss = net(training=True, image=image, labels=labels)["loss"]
         for weight, gradient in zip(net.trainable_variables, tape.gradient(loss, net.trainable_variables), strict=True):
-            weight.assign_sub(0.1 * gradient)
+            weight.assign_sub(0.5 * gradient)
     return il.from_tensorflow(net, like=model)
 
 
@@ -81,7 +84,7 @@ def train_jax(model: il.Model, data) -> il.Model:
     step = jax.jit(jax.value_and_grad(loss, has_aux=True))
     for i, (image, labels) in enumerate(data):
         (_, state), gradients = step(params, state, jax.random.key(i), image, labels)
-        params = jax.tree.map(lambda p, g: p - 0.1 * g, params, gradients)
+        params = jax.tree.map(lambda p, g: p - 0.5 * g, params, gradients)
     return il.from_jax(params, like=model, state=state)
 
 

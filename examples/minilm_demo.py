@@ -11,8 +11,9 @@ import sys
 import time
 from pathlib import Path
 
-import interlingua as il
 import numpy as np
+
+import interlingua as il
 
 SENTENCES = [
     "A man is eating food.",

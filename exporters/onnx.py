@@ -56,18 +56,7 @@ def export(
     graphs = {name: definition.graph(inputs, outputs)} if graphs is None else dict(graphs)
     prepared = {stem: prepare(graph, opset) for stem, graph in graphs.items()}
     files = WeightFiles(weights, (p.key for g in prepared.values() for p in g.params()), folder)
-    entries = {
-        stem: graph_file(
-            graph,
-            f"{stem}.onnx",
-            "onnx",
-            model=definition.name,
-            head=head,
-            details={"opset": opset},
-            weights=files.files(p.key for p in prepared[stem].params()),
-        )
-        for stem, graph in graphs.items()
-    }
+    entries = {stem: _entry(definition.name, graph, stem, opset, files, prepared[stem], head) for stem, graph in graphs.items()}
     names = [*(e.file for e in entries.values()), *files.written]
     fresh = not any(os.path.lexists(folder / n) for n in names)  # then only interlingua.json is replaced, which keeps what it lists
     with atomic_folder(folder, names=names, overwrite=overwrite or fresh) as staging:
@@ -80,6 +69,11 @@ def export(
                 entries[stem].errors = dict(errors)
         write_manifest(staging, folder, list(entries.values()))
     return list(entries.values())
+
+
+def _entry(model: str, graph: Graph, stem: str, opset: int, files: WeightFiles, prepared: Graph, head: str) -> GraphFile:
+    weights = files.files(p.key for p in prepared.params())
+    return graph_file(graph, f"{stem}.onnx", "onnx", model=model, head=head, details={"opset": opset}, weights=weights)
 
 
 def prepare(graph: Graph, opset: int = OPSET) -> Graph:

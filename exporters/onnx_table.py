@@ -79,6 +79,7 @@ NAMED = {
 for _op, _kind in NAMED.items():
     rule(_op)(lambda t, node, *xs, kind=_kind: t(kind, *xs))
 
+rule(ops.stop_gradient)(lambda t, node, x: x)
 rule(ops.leaky_relu)(lambda t, node, x, *, slope: t("LeakyRelu", x, alpha=float(slope)))
 rule(ops.elu)(lambda t, node, x, *, alpha: t("Elu", x, alpha=float(alpha)))
 rule(ops.cast)(lambda t, node, x, *, dtype: x if dtype_in(node) == dtype else t("Cast", x, to=DATA_TYPES[dtype]))
@@ -221,7 +222,7 @@ def _ordered(t: Tape, node: Node, x: str, axis: int, descending: bool) -> tuple[
 
 # ---- index --------------------------------------------------------------------------------------
 
-rule(ops.take)(lambda t, node, x, index, *, axis: t("Gather", x, _wide(t, node, index), axis=axis))
+rule(ops.take)(lambda t, node, x, index, *, axis, frozen: t("Gather", x, _wide(t, node, index), axis=axis))
 rule(ops.gather)(lambda t, node, x, index, *, axis: t("GatherElements", x, _wide(t, node, index), axis=axis))
 
 
@@ -252,7 +253,8 @@ def _attention_fits(node: Node) -> bool:
 def _(t: Tape, node: Node, q: str, k: str, v: str, mask: str | None, bias: str | None, *_: str | None, scale: float, causal: bool, **__: Any) -> str:
     attrs: dict[str, Any] = {"scale": float(scale), "is_causal": int(causal) or None}
     both, seen = _attention_mask(t, node, mask, bias), _seen(t, node, mask)
-    (batch, heads, rows, _), kv_heads, width = shape_in(node), shape_in(node, 1)[1], shape_in(node, 2)[-1]
+    batch, heads, rows = shape_in(node)[:3]
+    kv_heads, width = shape_in(node, 1)[1], shape_in(node, 2)[-1]
     sources = [t.untransposed(x) for x in (q, k, v)]
     if any(perm != (0, 2, 1, 3) for _, perm in sources) or (seen and seen[1][1] != 1):
         return _where_seen(t, node, seen and seen[0], t("Attention", q, k, v, both, **attrs))

@@ -69,8 +69,9 @@ def evaluate(graph: Graph, weights: Arrays, inputs: Arrays) -> dict[str, Any]:
     params = graph.params()
     float = _float_of([weights[p.key] for p in params if p.trainable], [weights[p.key] for p in params], inputs.values())
     fit = lambda x, type: jnp.asarray(x).astype(_run_dtype(type, float))
-    feed = {p: fit(weights[p.key], p.type) for p in params} | {v: fit(inputs[v.name], v.type) for v in graph.inputs}
-    made = run(graph, JAX.in_float(float), feed)
+    table = JAX.for_run(float)
+    feed = {p: fit(weights[p.key], p.type) for p in params} | {v: table.agree(v, fit(inputs[v.name], v.type)) for v in graph.inputs}
+    made = run(graph, table, feed)
     return {k: fit(made[k], v.type) for k, v in graph.outputs.items()}
 
 

@@ -10,7 +10,8 @@ import numpy as np
 
 from ..ir import ops
 from ..ir.errors import MissingExtraError
-from ..ir.graph import Node
+from ..ir.graph import Node, Value
+from ..ir.sizes import Dim
 from ..ir.table import Table
 from ..ir.types import KINDS, NUMPY_DTYPES
 
@@ -35,11 +36,12 @@ class JaxTable(Table):
     def __init__(self) -> None:
         super().__init__("JAX", minimum=jax.core.min_dim, maximum=jax.core.max_dim)
         self.float = "f32"
+        self.seen: dict[Dim, Any] = {}
 
-    def in_float(self, float: str) -> JaxTable:
-        """The same rules for another float."""
+    def for_run(self, float: str) -> JaxTable:
+        """The same rules for one run in that float."""
         table = copy.copy(self)
-        table.float = float
+        table.float, table.seen = float, {}
         return table
 
     def apply(self, node: Node, operands: Iterable[Any], attrs: Mapping[str, Any]) -> Any:
@@ -47,7 +49,18 @@ class JaxTable(Table):
         if attrs.get("dtype") == "f32":
             attrs = {**attrs, "dtype": self.float}
         with jax.named_scope(node.path or "model"):
-            return super().apply(node, operands, attrs)
+            made = super().apply(node, operands, attrs)
+            several = len(node.outputs) > 1
+            agreed = tuple(self.agree(v, x) for v, x in zip(node.outputs, made if several else (made,), strict=True))
+        return agreed if several else agreed[0]
+
+    def agree(self, value: Value, x: Any) -> Any:
+        """x, each symbolic axis in the form in which the run met its size first: two forms of one size JAX does not always prove equal."""
+        for axis, d in enumerate(value.shape):
+            if isinstance(d, Dim) and jax.export.is_symbolic_dim(x.shape[axis]):
+                size = self.seen.setdefault(d, x.shape[axis])
+                x = x if size == x.shape[axis] else jnp.take(x, jnp.arange(size), axis)
+        return x
 
 
 def native_dtype(dtype: str) -> np.dtype:
@@ -68,6 +81,7 @@ JAX.rules.update(
         ops.floor: jnp.floor,
         ops.ceil: jnp.ceil,
         ops.round_: jnp.round,
+        ops.stop_gradient: jax.lax.stop_gradient,
         ops.negative: jnp.negative,
         ops.absolute: jnp.abs,
         ops.sign: jnp.sign,
@@ -117,7 +131,6 @@ JAX.rules.update(
         ops.concat: lambda *xs, axis: jnp.concatenate(xs, axis),
         ops.split: lambda x, *, axis, sizes: tuple(lax.split(x, sizes, axis)),
         ops.flip: lambda x, *, axis: jnp.flip(x, axis),
-        ops.take: lambda x, index, *, axis: jnp.take(x, index, axis),
         ops.gather: lambda x, index, *, axis: jnp.take_along_axis(x, index, axis),
         ops.iota: lambda *, size: jnp.arange(size),
         ops.literal: lambda *, value, dtype: jnp.asarray(value.array, native_dtype(dtype)),
@@ -130,6 +143,11 @@ JAX.rules.update(
 
 def _plus(y: Any, bias: Any) -> Any:
     return y if bias is None else y + bias
+
+
+@JAX.native(ops.take, when=lambda node: node.attrs["frozen"] is None)
+def _take(x, index, *, axis, frozen):
+    return jnp.take(x, index, axis)
 
 
 @JAX.native(ops.constant)
@@ -179,12 +197,6 @@ def _update(x, new, start, *, axis):
         return x.at[(slice(None),) * axis + (start + jnp.arange(new.shape[axis]),)].set(new)
 
 
-@JAX.native(ops.roll)
-def _roll(x, *, axis, shift):
-    static = isinstance(shift, int) and isinstance(x.shape[axis], int)
-    return jnp.roll(x, shift if static else jnp.asarray(shift), axis)
-
-
 @JAX.native(ops.pad)
 def _pad(x, *, low, high, mode, value):
     if mode == "constant":
@@ -220,7 +232,7 @@ def _joined(x):
 
 @JAX.native(ops.attention_weights)
 def _attention_weights(q, k, mask, bias, start, *, scale, causal):
-    """Key heads are not repeated; the masked score is the least finite one of the dtype, since an infinite one turns gradients into NaN."""
+    """Key heads are not repeated; a masked score is the least finite one of the dtype, so that no step makes a NaN (`jax_debug_nans`)."""
     same = q.shape[-3] == k.shape[-3]
     q = q * scale
     scores = jnp.einsum("...qd,...kd->...qk", q, k) if same else _joined(jnp.einsum("...hgqd,...hkd->...hgqk", _grouped(q, k.shape[-3]), k))

@@ -69,7 +69,6 @@ def as_module(definition: Definition, *, outputs: Sequence[str] | None = None, j
     `outputs` are globs (`hidden_states.*`); `dtype` stores float parameters as "bf16", "f16", "f32" or "f64" and computes in it. Raises UsageError
     for an unknown output or dtype.
     """
-    definition.graph(outputs=outputs)  # an unknown output is an error here and not in the first call
     return Module(definition, outputs, jit_compile, checked_float(dtype))
 
 

@@ -86,6 +86,14 @@ TF = TensorflowTable(
 
 # ---- elementwise --------------------------------------------------------------------------------
 
+
+def _gelu(x: Tensor, *, approximate: bool) -> Tensor:
+    """`tf.nn.gelu`, whose constants are no better than float32's."""
+    if approximate:
+        return 0.5 * x * (1 + tf.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x)))
+    return 0.5 * x * tf.math.erfc(x * -math.sqrt(0.5))
+
+
 _ELEMENTWISE: dict[Any, Callable[..., Tensor]] = {
     ops.exp: tf.exp,
     ops.log: tf.math.log,
@@ -97,6 +105,7 @@ _ELEMENTWISE: dict[Any, Callable[..., Tensor]] = {
     ops.floor: tf.floor,
     ops.ceil: tf.math.ceil,
     ops.round_: tf.round,
+    ops.stop_gradient: tf.stop_gradient,
     ops.negative: tf.negative,
     ops.absolute: tf.abs,
     ops.sign: tf.sign,
@@ -119,9 +128,8 @@ _ELEMENTWISE: dict[Any, Callable[..., Tensor]] = {
     ops.where: tf.where,
     ops.relu: tf.nn.relu,
     ops.sigmoid: tf.sigmoid,
-    ops.gelu: tf.nn.gelu,
+    ops.gelu: _gelu,
     ops.softplus: tf.nn.softplus,
-    ops.leaky_relu: lambda x, *, slope: tf.nn.leaky_relu(x, slope),
     ops.elu: lambda x, *, alpha: tf.where(x < 0, alpha * tf.math.expm1(tf.minimum(x, 0)), x),
     ops.cast: lambda x, *, dtype: tf.cast(x, DTYPES[dtype]),
 }
@@ -256,7 +264,6 @@ _PLACES: dict[Any, Callable[..., Any]] = {
     ops.argmin: _extreme(tf.argmin),
     ops.top_k: _top_k,
     ops.argsort: _argsort,
-    ops.take: lambda x, index, *, axis: tf.gather(x, _index(index), axis=axis),
     ops.gather: _gather,
     ops.scatter: _scatter,
 }
@@ -312,9 +319,13 @@ def _spread(weight: Tensor, dilation: Sequence[int]) -> Tensor:
 
 def _convolve(x: Tensor, weight: Tensor, stride: Sequence[int], dilation: Sequence[int]) -> Tensor:
     """One group, channels-last. The kernels differentiate no dilation, and TensorFlow's way around it no stride beside it."""
+    layout = _LAYOUTS[len(stride)]  # named, since eager gradients of Conv3D fail where it is left to be guessed
     if _is(1, *dilation) or not _is(1, *stride):
-        return tf.nn.convolution(x, _spread(weight, dilation), stride, "VALID")
-    return tf.nn.convolution(x, weight, 1, "VALID", dilations=dilation)
+        return tf.nn.convolution(x, _spread(weight, dilation), stride, "VALID", layout)
+    return tf.nn.convolution(x, weight, 1, "VALID", layout, dilations=dilation)
+
+
+_LAYOUTS = {1: "NWC", 2: "NHWC", 3: "NDHWC"}
 
 
 def _grouped(x: Tensor, weight: Tensor, stride: Sequence[int], dilation: Sequence[int], groups: int) -> Tensor:
@@ -370,11 +381,11 @@ def _conv_transpose(
     x: Tensor, weight: Tensor, bias: Tensor | None, *, stride: Any, padding: Any, output_padding: Any, dilation: Any, groups: int
 ) -> Tensor:
     kernel = _spread(tf.transpose(weight, [*range(2, weight.shape.rank), 1, 0]), dilation)
-    last = _channels_last(x)
+    last, layout = _channels_last(x), _LAYOUTS[len(stride)]
     full = [(_size_of(x, i) - 1) * s + k for i, (s, k) in enumerate(zip(stride, kernel.shape[:-2], strict=True), 2)]
     shape = [tf.cast(d, tf.int32) for d in (_size_of(x, 0), *full, weight.shape[1])]
     pairs = zip(tf.split(last, groups, -1), tf.split(kernel, groups, -1), strict=True)
-    y = _channels_first(tf.concat([tf.nn.conv_transpose(part, w, shape, stride, "VALID") for part, w in pairs], -1))
+    y = _channels_first(tf.concat([tf.nn.conv_transpose(part, w, shape, stride, "VALID", layout) for part, w in pairs], -1))
     y = _padded(y, [(0, o) for o in output_padding])
     cut = [slice(lo, f + o - hi) for f, o, (lo, hi) in zip(full, output_padding, padding, strict=True)]
     return _plus_bias(y[(slice(None), slice(None), *cut)], bias)
@@ -389,6 +400,19 @@ def _average_pool(x: Tensor, *, kernel: Any, stride: Any, padding: Any, count_pa
     return pool(x) if count_padding else pool(x) / pool(tf.ones_like(x[:1, :1]))
 
 
+@TF.native(ops.take, when=lambda node: node.attrs["frozen"] is None)
+def _take(x: Tensor, index: Tensor, *, axis: int, frozen: None) -> Tensor:
+    return tf.gather(x, _index(index), axis=axis)
+
+
+@TF.native(ops.resize, when=lambda node: node.attrs["mode"] == "nearest")
+def _nearest(x: Tensor, *, sizes: Sequence[Any], mode: str, align_corners: bool) -> Tensor:
+    """In integers: TensorFlow turns a product and a quotient of floats into one factor, which can fall short of a whole number."""
+    for axis, new in enumerate(sizes, 2):
+        x = tf.gather(x, tf.range(_int64(new)) * _size_of(x, axis) // new, axis=axis)
+    return x
+
+
 _CONVOLUTIONS: dict[Any, Callable[..., Tensor]] = {
     ops.conv: _conv(_depthwise),
     ops.conv_transpose: _conv_transpose,
@@ -398,11 +422,11 @@ _CONVOLUTIONS: dict[Any, Callable[..., Tensor]] = {
 
 # ---- losses -------------------------------------------------------------------------------------
 
-_NEVER = -1e30  # the logarithm of an impossible path; finite, so that gradients are too
+_NEVER = -1e30  # the logarithm of what is impossible; finite, so that no difference of two is NaN
 
 
 def _ctc_loss(log_probs: Tensor, labels: Tensor, input_lengths: Tensor, label_lengths: Tensor, *, blank: int) -> Tensor:
-    """The forward recursion over time, in 32 bits at least.
+    """The forward recursion over time, in 32 bits at least; where no path exists, the loss is infinite and its gradient zero.
 
     `tf.nn.ctc_loss` is another function: it normalises its operand again, is finite where no path exists, and XLA lacks it.
     """
@@ -414,20 +438,44 @@ def _ctc_loss(log_probs: Tensor, labels: Tensor, input_lengths: Tensor, label_le
     skips = (path != blank) & (path != tf.pad(path, [[0, 0], [2, 0]], constant_values=_int64(blank))[:, :-2])
     seen = tf.gather(tf.transpose(log_probs, [1, 0, 2]), path, axis=2, batch_dims=1)
     seen = tf.transpose(tf.maximum(seen, _NEVER), [1, 0, 2])
-    steps = tf.range(1, _int64(_size_of(log_probs, 0)))
-    begin = tf.where(tf.range(tf.shape(path)[1]) < 2, seen[0], _NEVER)
-
-    def step(alpha: Tensor, now: tuple[Tensor, Tensor]) -> Tensor:
-        here, time = now
-        back = lambda n: tf.pad(alpha, [[0, 0], [n, 0]], constant_values=_NEVER)[:, :-n]
-        ways = tf.stack([alpha, back(1), tf.where(skips, back(2), _NEVER)])
-        return tf.where((time < _int64(input_lengths))[:, None], tf.reduce_logsumexp(ways, 0) + here, alpha)
-
-    alpha = tf.foldl(step, (seen[1:], steps), begin)
-    end = 2 * _int64(label_lengths)[:, None]
-    ends = tf.gather(alpha, tf.concat([end, tf.maximum(end - 1, 0)], 1), axis=1, batch_dims=1)
-    total = tf.where(end[:, 0] > 0, tf.reduce_logsumexp(ends, 1), ends[:, 0])
+    total = _log_likelihood(seen, skips, _int64(input_lengths)[:, None], _int64(label_lengths)[:, None])
     return tf.where(total < _NEVER / 2, np.inf, -total)
+
+
+@tf.custom_gradient
+def _log_likelihood(seen: Tensor, skips: Tensor, steps: Tensor, length: Tensor) -> Any:
+    """[batch] of seen [time batch states], whether a state can be reached from two before it, and counts of steps and labels [batch 1].
+
+    The gradient is the probability of being in a state, by the backward recursion; TensorFlow's own would keep lists that cannot leave XLA.
+    """
+    never, sure = tf.cast(_NEVER, seen.dtype), tf.cast(0, seen.dtype)
+    state = tf.range(_int64(tf.shape(seen)[2]))
+    times = tf.range(_int64(tf.shape(seen)[0]))
+    ends = tf.where((state == 2 * length) | (state == 2 * length - 1), sure, never)
+    moved = lambda x, low, high: tf.pad(x, [[0, 0], [low, high]], constant_values=never)
+    join = lambda *ways: tf.reduce_logsumexp(tf.stack(ways), 0)
+
+    def forward(alpha: Tensor, now: tuple[Tensor, Tensor]) -> Tensor:
+        here, time = now
+        ways = join(alpha, moved(alpha, 1, 0)[:, :-1], tf.where(skips, moved(alpha, 2, 0)[:, :-2], never))
+        return tf.where(time < steps, ways + here, alpha)
+
+    def backward(beta: Tensor, now: tuple[Tensor, Tensor]) -> Tensor:
+        here, time = now
+        ways = join(beta, moved(beta, 0, 1)[:, 1:], moved(tf.where(skips, beta, never), 0, 2)[:, 2:])
+        return tf.where(time < steps - 1, ways, ends) + here
+
+    begin = tf.where(state == 0, sure, never) + tf.zeros_like(seen[0])
+    alpha = tf.scan(forward, (seen, times), begin)
+    total = tf.reduce_logsumexp(alpha[-1] + ends, 1)
+
+    def gradient(upstream: Tensor) -> tuple[Tensor, None, None, None]:
+        beta = tf.scan(backward, (seen, times), tf.zeros_like(begin), reverse=True)
+        counts = (times[:, None, None] < steps) & (total > never / 2)[:, None]
+        inside = tf.where(counts, tf.exp(alpha + beta - seen - total[:, None]), sure)
+        return upstream[:, None] * inside, None, None, None
+
+    return total, gradient
 
 
 for _rules in (_ELEMENTWISE, _MOVES, _PLACES, _PRODUCTS, _CONVOLUTIONS, {ops.ctc_loss: _ctc_loss}):

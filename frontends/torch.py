@@ -11,7 +11,9 @@ import importlib
 import keyword
 import linecache
 import re
+import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import cache
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -26,7 +28,7 @@ from ..ir.passes import explicit_causal
 from ..ir.table import lower, run
 from ..ir.types import KINDS, NUMPY_DTYPES
 from ..ir.weights import ArrayWeights
-from .torch_table import DTYPES, TORCH, Tracing, fx, torch
+from .torch_table import DTYPES, TORCH, GraphAppendingTracer, Tracing, torch
 
 UPDATE = "update."
 _NUMPY_DTYPES = {dtype: NUMPY_DTYPES[name] for name, dtype in DTYPES.items()}
@@ -38,8 +40,8 @@ def as_module(definition: Definition, *, outputs: Sequence[str] | None = None, d
     Called as `net(**inputs) -> dict[str, Tensor]`; an input that is left out or None means what it means in the model. `train()` turns on
     dropout, drawn from torch's own generator, and batch statistics, whose running means are updated in place. Floats are float32, or `dtype`
     ("f16", "bf16", "f64"); `net.half()`, `net.double()` and `net.to(...)` work as on any module: what is `f32` in the model is the dtype of
-    its parameters, and float inputs are cast to it. Errors: UsageError for an unknown output or dtype, and InputError, in a
-    call, for inputs that do not fit in name, rank, kind of dtype or size.
+    its parameters, and float inputs are cast to it. Errors: UsageError for an unknown dtype; in a call, InputError for inputs that do not fit in
+    name, rank, kind of dtype or size, and UsageError for outputs that these inputs do not give.
     """
     if dtype is not None and dtype not in KINDS["float"]:
         raise UsageError(f"dtype={dtype!r} is not a float dtype{nearest(dtype, KINDS['float'])}")
@@ -107,6 +109,7 @@ class Program:
     def _compiled(self) -> Any:
         file = f"<generated {id(self):x}>"
         linecache.cache[file] = (len(self.source), None, self.source.splitlines(True), file)  # for tracebacks
+        weakref.finalize(self, linecache.cache.pop, file, None)
         scope = {k: importlib.import_module(x) if isinstance(x, str) else x for k, x in self.scope.items()}
         exec(compile(self.source, file, "exec"), scope)
         return scope["forward"]
@@ -125,10 +128,12 @@ def program(graph: Graph, state: Iterable[Param] = ()) -> Program:
     inputs = [v for v in graph.inputs if v.name != "random_key"]
     weights = [*(p.key for p in params), *literals]
 
-    code = fx.Graph()
-    tracer = fx.proxy.GraphAppendingTracer(code)
+    code = torch.fx.Graph()
+    tracer = GraphAppendingTracer(code)
     names = _identifiers([*weights, *(v.name for v in inputs)])
-    leaf: dict[Any, fx.Proxy] = {k: fx.Proxy(code.placeholder(name), tracer) for k, name in zip([*params, *arrays, *inputs], names, strict=True)}
+    leaf: dict[Any, torch.fx.Proxy] = {
+        k: torch.fx.Proxy(code.placeholder(name), tracer) for k, name in zip([*params, *arrays, *inputs], names, strict=True)
+    }
     floats = [v for v in (*sorted(params, key=lambda p: not p.trainable), *inputs) if v.type.dtype == "f32"]
     device = next((x.device for x in leaf.values()), None)
     table = Tracing(tracer, float=leaf[floats[0]].dtype if floats else torch.float32, device=device, literals=leaf)
@@ -204,7 +209,8 @@ class TorchModule(Group):
         for p in definition.params:
             self.put(p.key, weight(definition, p, dtype, device), p.trainable)
         self._places = dict(self.places())
-        self._ready(self._usual(), training=False)  # an unknown output is an error here and not in the first call
+        with suppress(UsageError):  # an output such as the loss may need more inputs than the usual ones: the first call says so
+            self._ready(self._usual(), training=False)
 
     def source(self, *inputs: str) -> str:
         """The Python source that runs for a set of inputs, by default the usual ones, in the present mode."""
@@ -271,7 +277,8 @@ class TorchModule(Group):
         """Weights and programs: those written so far and those of the usual inputs. The model's own code is not needed to read them."""
         if self._definition is not None:
             for training in (False, True):
-                self._ready(self._usual(), training)
+                with suppress(UsageError):
+                    self._ready(self._usual(), training)
         return _blank, (self.names,), {**self.__dict__, "_definition": None, "_places": {}}
 
 

@@ -12,12 +12,12 @@ from ..ir import ops
 from ..ir.errors import MissingExtraError
 from ..ir.graph import Node, Param, Value
 from ..ir.table import Table
-from ..ir.types import KINDS
+from ..ir.types import KINDS, Type
 
 try:
     import torch
     import torch.nn.functional as F
-    from torch import fx
+    from torch.fx.proxy import GraphAppendingTracer
 except ModuleNotFoundError as e:
     raise MissingExtraError("torch", "PyTorch as a target") from e
 
@@ -46,6 +46,11 @@ def _along(axis: int, *at: Any) -> tuple[Any, ...]:
     return (slice(None),) * axis + at
 
 
+def _type(node: Node, place: int = 0) -> Type:
+    """The type of an operand that is there."""
+    return node.inputs[place].type  # type: ignore[union-attr]
+
+
 TORCH = Table(
     "torch",
     {
@@ -63,6 +68,7 @@ TORCH = Table(
         ops.floor: torch.floor,
         ops.ceil: torch.ceil,
         ops.round_: torch.round,
+        ops.stop_gradient: lambda x: x.detach(),
         ops.negative: operator.neg,
         ops.absolute: torch.abs,
         ops.sign: torch.sign,
@@ -141,7 +147,7 @@ def _window(x, start, *, axis, length, make):
 
 @TORCH.native(ops.update, node=True)
 def _update(node, x, new, start, *, axis, make):
-    length = node.inputs[1].shape[axis]
+    length = _type(node, 1).shape[axis]
     length = length if isinstance(length, int) else new.shape[axis]
     return x.index_copy(axis, start + make(torch.arange, length, dtype=torch.int64), new)
 
@@ -194,22 +200,27 @@ def _narrow(node: Node) -> dict[str, torch.dtype]:
 
 @TORCH.native(ops.top_k, node=True)
 def _top_k(node, x, *, k):
-    whole = k == node.inputs[0].shape[-1]
+    whole = k == _type(node).shape[-1]
     values, places = (lambda s: (s[0], s[1]))(torch.sort(x, stable=True, dim=-1, descending=True))
     return (values, places) if whole else (values[..., :k], places[..., :k])
 
 
 def _long(node: Node, place: int, index: Any) -> Any:
     """An index operand in the 64 bits that torch wants."""
-    return index if node.inputs[place].type.dtype == "i64" else index.long()
+    return index if _type(node, place).dtype == "i64" else index.long()
 
 
-@TORCH.native(ops.take, node=True)
-def _take(node, x, index, *, axis):
-    table, where = (v.type for v in node.inputs)
-    axis %= table.rank
-    if axis == 0 and table.rank == 2 and table.dtype in KINDS["float"]:
-        return F.embedding(index if where.dtype == "i32" else _long(node, 1, index), x)
+def _embeds(node: Node) -> bool:
+    """Whether an embedding lookup does it, which alone knows of a frozen row."""
+    table = _type(node)
+    return node.attrs["axis"] == 0 and table.rank == 2 and table.dtype in KINDS["float"]
+
+
+@TORCH.native(ops.take, node=True, when=lambda node: node.attrs["frozen"] is None or _embeds(node))
+def _take(node, x, index, *, axis, frozen):
+    where = _type(node, 1)
+    if _embeds(node):
+        return F.embedding(index if where.dtype == "i32" else _long(node, 1, index), x, frozen)
     index = _long(node, 1, index)
     return x.index_select(axis, index) if where.rank == 1 else x[_along(axis, index)]
 
@@ -226,7 +237,7 @@ def _scatter(node, x, index, new, *, axis, reduce):
 
 
 def _width(node: Node, x: Any) -> tuple[Any]:
-    n = node.inputs[0].shape[-1]
+    n = _type(node).shape[-1]
     return (n if isinstance(n, int) else x.shape[-1],)
 
 
@@ -251,7 +262,7 @@ def _batch_norm(x, scale, shift, mean, variance, *, eps):
 
 
 def _few_axes(node: Node) -> bool:
-    return node.inputs[0].rank <= 5
+    return _type(node).rank <= 5
 
 
 def _even(padding: Iterable[tuple[Any, Any]]) -> bool:
@@ -263,12 +274,12 @@ def _conv(node, x, weight, bias, *, stride, padding, dilation, groups):
     low = tuple(lo for lo, _ in padding)
     if not _even(padding):
         x, low = F.pad(x, _torch_order(padding)), 0
-    return _CONVOLUTIONS[node.inputs[0].rank - 3](x, weight, bias, stride, low, dilation, groups)
+    return _CONVOLUTIONS[_type(node).rank - 3](x, weight, bias, stride, low, dilation, groups)
 
 
 @TORCH.native(ops.conv_transpose, node=True, when=_few_axes)
 def _conv_transpose(node, x, weight, bias, *, stride, padding, output_padding, dilation, groups):
-    n = node.inputs[0].rank - 2
+    n = _type(node).rank - 2
     fits = all(o < max(s, d) for o, s, d in zip(output_padding, stride, dilation, strict=True))
     if _even(padding) and fits:
         return _TRANSPOSED[n - 1](x, weight, bias, stride, tuple(lo for lo, _ in padding), output_padding, groups, dilation)
@@ -287,12 +298,12 @@ def _max_pool(node, x, *, kernel, stride, padding):
     low = tuple(lo for lo, _ in padding)
     if not _pool_pads(kernel, padding):
         x, low = F.pad(x, _torch_order(padding), value=float("-inf")), 0
-    return _LARGEST[node.inputs[0].rank - 3](x, kernel, stride, low)
+    return _LARGEST[_type(node).rank - 3](x, kernel, stride, low)
 
 
 @TORCH.native(ops.average_pool, node=True, when=_few_axes)
 def _average_pool(node, x, *, kernel, stride, padding, count_padding):
-    pool = _AVERAGE[node.inputs[0].rank - 3]
+    pool = _AVERAGE[_type(node).rank - 3]
     if _pool_pads(kernel, padding):
         return pool(x, kernel, stride, tuple(lo for lo, _ in padding), count_include_pad=count_padding)
     pads = _torch_order(padding)
@@ -305,9 +316,9 @@ _MODES = {("linear", 1): "linear", ("linear", 2): "bilinear", ("linear", 3): "tr
 
 def _interpolates(node: Node) -> bool:
     """torch finds the nearest element in float32, which is exact for powers of two only: 2 elements made 82 come out wrong."""
-    mode, n = node.attrs["mode"], node.inputs[0].rank - 2
+    mode, n = node.attrs["mode"], _type(node).rank - 2
     powers = [2**i for i in range(6)]
-    exact = all(any(new == old * p or old == new * p for p in powers) for old, new in zip(node.inputs[0].shape[2:], node.attrs["sizes"], strict=True))
+    exact = all(any(new == old * p or old == new * p for p in powers) for old, new in zip(_type(node).shape[2:], node.attrs["sizes"], strict=True))
     return node.type.dtype in KINDS["float"] and ((mode, n) in _MODES or (mode == "nearest" and n <= 3 and exact))
 
 
@@ -315,7 +326,7 @@ def _interpolates(node: Node) -> bool:
 def _resize(node, x, *, sizes, mode, align_corners):
     if mode == "nearest":
         return F.interpolate(x, size=sizes, mode=mode)
-    return F.interpolate(x, size=sizes, mode=_MODES[mode, node.inputs[0].rank - 2], align_corners=align_corners)
+    return F.interpolate(x, size=sizes, mode=_MODES[mode, _type(node).rank - 2], align_corners=align_corners)
 
 
 @TORCH.native(ops.ctc_loss)
@@ -336,16 +347,15 @@ def _ctc_loss(log_probs, labels, input_lengths, label_lengths, *, blank, make):
 
 def _fused(node: Node) -> bool:
     """What `scaled_dot_product_attention` takes: one batch for all, causal only if square and without a mask (the rest is `explicit_causal`'s)."""
-    q, k, v, mask, bias, start, _ = node.inputs
-    batch = node.type.shape[:-3]
-    square = mask is bias is start is None and q.shape[-2] == k.shape[-2]
-    return all(x.shape[:-3] == batch for x in (q, k, v)) and (square if node.attrs["causal"] else True)
+    q, k, v = (_type(node, i).shape for i in range(3))
+    square = all(x is None for x in node.inputs[3:6]) and q[-2] == k[-2]
+    return q[:-3] == k[:-3] == v[:-3] == node.type.shape[:-3] and (square or not node.attrs["causal"])
 
 
 @TORCH.native(ops.attention, node=True, when=_fused)
 def _attention(node, q, k, v, mask, bias, start, key, *, scale, causal, dropout, site):
     outer = node.type.rank - 3
-    grouped = {"enable_gqa": True} if node.inputs[0].shape[-3] != node.inputs[1].shape[-3] else {}
+    grouped = {"enable_gqa": True} if _type(node).shape[-3] != _type(node, 1).shape[-3] else {}
     shapes = [x.shape for x in node.inputs[3:5] if x is not None]
     seen = mask if bias is None else bias if mask is None else torch.where(mask, bias, float("-inf"))
     if seen is not None:
@@ -378,7 +388,7 @@ class Tracing(Table):
     Numbers of the graph stay Python numbers where torch takes them, so that they follow the dtype of what they meet.
     """
 
-    def __init__(self, tracer: fx.Tracer, *, float: Any, device: Any, literals: Mapping[Any, Any]):
+    def __init__(self, tracer: GraphAppendingTracer, *, float: Any, device: Any, literals: Mapping[Any, Any]):
         super().__init__(TORCH.name, TORCH.rules, minimum=torch.sym_min, maximum=torch.sym_max)
         self.wants_node, self.domain = TORCH.wants_node, TORCH.domain
         self.float, self.literals = float, literals
@@ -390,7 +400,7 @@ class Tracing(Table):
         """torch's dtype, or the program's value for it."""
         return self.float if name == "f32" else DTYPES[name]
 
-    def tensor(self, value: Value, x: Any) -> Any:
+    def tensor(self, value: Value | None, x: Any) -> Any:
         """x, made a tensor if it is a number."""
         return self.make(torch.full, (), x, dtype=self.dtype(value.type.dtype)) if value in self.numbers else x
 

@@ -114,6 +114,11 @@ class Card:
         return Names({**self.names, **body, "body": head.prefix, **head.names})
 
 
+def inputs_of(common: Callable[[Any], Mapping[str, str]], **others: str | Callable[[Any], str]) -> Callable[[Any], dict[str, str]]:
+    """The inputs for a configuration: common ones, and others whose types may depend on it."""
+    return lambda config: {**common(config), **{k: t(config) if callable(t) else t for k, t in others.items()}}
+
+
 TASKS = {
     "causal-lm": ("ForCausalLM", "LMHeadModel"),
     "masked-lm": ("ForMaskedLM",),

@@ -97,7 +97,9 @@ def _checked(where: str, key: str, value: Any, hint: Any, allowed: tuple[Any, ..
     if expected:
         raise ConfigError(f"{where}: {key} is {value!r}, expected {expected}")
     if allowed is not None and value not in allowed:
-        hints = nearest(value, [a for a in allowed if isinstance(a, str)]) if isinstance(value, str) else f"; supported: {', '.join(map(repr, allowed))}"
+        hints = (
+            nearest(value, [a for a in allowed if isinstance(a, str)]) if isinstance(value, str) else f"; supported: {', '.join(map(repr, allowed))}"
+        )
         raise ConfigError(f"{where}: {key} is {value!r}, which is not supported{hints}")
     return value
 

@@ -74,8 +74,8 @@ class Definition:
         state = CACHES[cache]() if cache else None
         sizes = (state or Cache()).sizes()
         raised = [f for f in self.flags if f in names and f not in self.inputs]
-        types = {**self.inputs, **{k: t for f in self.flags if f in names for k, t in self.flags[f].items()}}
-        present = {k: _substitute(t, sizes) if k in names else None for k, t in types.items()}
+        changed = {k: t for f in self.flags if f in names for k, t in self.flags[f].items()}
+        present = {k: _substitute(changed.get(k, t), sizes) if k in names else None for k, t in self.inputs.items()}
         graph = trace(self.layer, present, dict.fromkeys(raised, True), training=training, cache=state)
         wanted = select(graph.outputs, outputs, self.name, self.always)
         graph.outputs = {k: v for k, v in graph.outputs.items() if k in wanted or k.startswith(("update.", "present."))}

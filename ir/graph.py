@@ -235,4 +235,3 @@ def _caller() -> str:
             return f"({'/'.join(file.split('/')[-2:])}:{frame.f_lineno})"
         frame = frame.f_back
     return ""
-

@@ -72,7 +72,12 @@ def name_tree(layer: Layer, key: Callable[[str], str] = lambda name: name) -> li
 
 
 def trace(
-    layer: Layer, inputs: Mapping[str, Type | str | None], static: Mapping[str, Any] | None = None, *, training: bool = False, cache: Cache | None = None
+    layer: Layer,
+    inputs: Mapping[str, Type | str | None],
+    static: Mapping[str, Any] | None = None,
+    *,
+    training: bool = False,
+    cache: Cache | None = None,
 ) -> Graph:
     """The graph of a layer for inputs by name and static arguments; None is an input left out. Outputs are flattened to dotted names."""
     graph = Graph()
@@ -91,7 +96,10 @@ def flatten(outputs: Any, prefix: str = "") -> dict[str, Value]:
         return {}
     if isinstance(outputs, Value):
         return {prefix: outputs}
-    expects(isinstance(outputs, (dict, list, tuple)), f"output {prefix or 'of the model'} is {type(outputs).__name__}, expected values, lists or dicts of them")
+    expects(
+        isinstance(outputs, (dict, list, tuple)),
+        f"output {prefix or 'of the model'} is {type(outputs).__name__}, expected values, lists or dicts of them",
+    )
     items = outputs.items() if isinstance(outputs, dict) else enumerate(outputs)
     return {name: v for k, x in items for name, v in flatten(x, f"{prefix}.{k}" if prefix else str(k)).items()}
 

@@ -72,7 +72,7 @@ class Op:
             own = self.rule.operand(i)[0] if isinstance(self.rule, Signature) else ""
             if isinstance(x, Value) and own == kind:
                 return x.type.dtype
-        if kind == "int" or any(isinstance(x, (int, Dim)) for x in operands) and not any(isinstance(x, float) for x in operands):
+        if kind == "int" or (any(isinstance(x, (int, Dim)) for x in operands) and not any(isinstance(x, float) for x in operands)):
             return "i64"
         return "f32"
 

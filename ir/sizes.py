@@ -127,7 +127,7 @@ def _atom_text(atom: Any) -> str:
     if isinstance(atom, str):
         return atom
     kind, left, right = atom
-    wrap = lambda d: f"({d})" if isinstance(d, Dim) and not d.name else str(d)  # noqa: E731
+    wrap = lambda d: f"({d})" if isinstance(d, Dim) and not d.name else str(d)
     return f"({wrap(left)}//{wrap(right)})" if kind == "//" else f"{kind}({left},{right})"
 
 

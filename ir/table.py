@@ -24,7 +24,15 @@ class Table:
     sizes in attributes symbolic.
     """
 
-    def __init__(self, name: str, rules: Mapping[Op, Callable[..., Any]] | None = None, *, size_of: Callable | None = shape_of, minimum: Callable = min, maximum: Callable = max):
+    def __init__(
+        self,
+        name: str,
+        rules: Mapping[Op, Callable[..., Any]] | None = None,
+        *,
+        size_of: Callable | None = shape_of,
+        minimum: Callable = min,
+        maximum: Callable = max,
+    ):
         self.name, self.rules, self.size_of, self.minimum, self.maximum = name, dict(rules or {}), size_of, minimum, maximum
         self.wants_node: set[Op] = set()
         self.domain: dict[Op, Callable[[Node], bool]] = {}

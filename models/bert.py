@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from ..ir import layers as nn
 from ..ir import ops
-from ..ir.card import Card, Head
+from ..ir.card import Card, Head, inputs_of
 from ..ir.config import Config, choice
 from ..ir.errors import ConfigError
 from ..ir.graph import Value, current
@@ -73,7 +73,11 @@ class BertEmbeddings(Layer):
 
     def __init__(self, c: BertConfig):
         n = c.hidden_size
-        self.words, self.positions, self.segments = nn.Embedding(c.vocab_size, n), nn.Embedding(c.max_position_embeddings, n), nn.Embedding(c.type_vocab_size, n)
+        self.words, self.positions, self.segments = (
+            nn.Embedding(c.vocab_size, n, c.pad_token_id),
+            nn.Embedding(c.max_position_embeddings, n),
+            nn.Embedding(c.type_vocab_size, n),
+        )
         self.norm, self.dropout = nn.LayerNorm(n, c.layer_norm_eps), nn.Dropout(c.hidden_dropout_prob)
         self.absolute, self.most = c.position_embedding_type == "absolute", c.max_position_embeddings
 
@@ -102,12 +106,23 @@ class Bert(Layer):
         else:
             keys = c.position_embedding_type == "relative_key_query"
             attention = RelativeAttention(n, c.num_attention_heads, positions=c.max_position_embeddings, keys=keys, causal=c.is_decoder, **options)
-        mlp = nn.Mlp(nn.Linear(n, c.intermediate_size), nn.Linear(c.intermediate_size, n), nn.ACTIVATIONS[c.hidden_act], dropout=c.hidden_dropout_prob)
-        norm = lambda: nn.LayerNorm(n, c.layer_norm_eps)  # noqa: E731
+        mlp = nn.Mlp(
+            nn.Linear(n, c.intermediate_size), nn.Linear(c.intermediate_size, n), nn.ACTIVATIONS[c.hidden_act], dropout=c.hidden_dropout_prob
+        )
+        norm = lambda: nn.LayerNorm(n, c.layer_norm_eps)
         cross = nn.PostNorm(nn.Attention(n, c.num_attention_heads, **options), norm()) if c.add_cross_attention else None
         return nn.Block(nn.PostNorm(attention, norm()), nn.PostNorm(mlp, norm()), cross)
 
-    def forward(self, input_ids=None, attention_mask=None, token_type_ids=None, position_ids=None, inputs_embeds=None, encoder_hidden_states=None, encoder_attention_mask=None):
+    def forward(
+        self,
+        input_ids=None,
+        attention_mask=None,
+        token_type_ids=None,
+        position_ids=None,
+        inputs_embeds=None,
+        encoder_hidden_states=None,
+        encoder_attention_mask=None,
+    ):
         """-> last_hidden_state [batch seq n], pooler_output [batch n]."""
         x = self.embeddings(input_ids, token_type_ids, position_ids, inputs_embeds)
         with collecting() as seen:
@@ -158,14 +173,8 @@ def _inputs(c: BertConfig) -> dict[str, str]:
     return nn.text_inputs(c.hidden_size, memory=c.hidden_size if c.add_cross_attention else None)
 
 
-def _head(build, prefix="bert", choices=False, **labels) -> Head:
-    """A head over the common inputs, with its labels."""
-
-    def inputs(c: BertConfig) -> dict[str, str]:
-        common = nn.with_choices(_inputs(c)) if choices else _inputs(c)
-        return common | {k: t(c) if callable(t) else t for k, t in labels.items()}
-
-    return Head(build, inputs, ("input_ids", "attention_mask", "token_type_ids"), prefix)
+def _head(build, prefix="bert", common=_inputs, **labels) -> Head:
+    return Head(build, inputs_of(common, **labels), ("input_ids", "attention_mask", "token_type_ids"), prefix)
 
 
 _HEADS = {
@@ -179,8 +188,12 @@ _HEADS = {
     "BertForSequenceClassification": _head(
         lambda c: nn.SequenceClassifier(Bert(c), nn.Linear(c.hidden_size, c.labels), c, c.head_dropout), labels=nn.label_type
     ),
-    "BertForMultipleChoice": _head(lambda c: nn.MultipleChoice(Bert(c), c.hidden_size, c.head_dropout), choices=True, labels="i64[batch]"),
-    "BertForTokenClassification": _head(lambda c: nn.TokenClassifier(Bert(c, pool=False), c.hidden_size, c.labels, c.head_dropout), labels="i64[batch seq]"),
+    "BertForMultipleChoice": _head(
+        lambda c: nn.MultipleChoice(Bert(c), c.hidden_size, c.head_dropout), common=lambda c: nn.with_choices(_inputs(c)), labels="i64[batch]"
+    ),
+    "BertForTokenClassification": _head(
+        lambda c: nn.TokenClassifier(Bert(c, pool=False), c.hidden_size, c.labels, c.head_dropout), labels="i64[batch seq]"
+    ),
     "BertForQuestionAnswering": _head(
         lambda c: nn.SpanClassifier(Bert(c, pool=False), c.hidden_size, c.labels), start_positions="i64[batch]", end_positions="i64[batch]"
     ),

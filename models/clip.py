@@ -7,9 +7,8 @@ from typing import Any
 
 from ..ir import layers as nn
 from ..ir import ops
-from ..ir.card import Card, Head
+from ..ir.card import Card, Head, inputs_of
 from ..ir.config import Config, choice
-from ..ir.errors import InputError
 from ..ir.graph import Param, Value, current
 from ..ir.layer import Layer, collecting
 
@@ -180,10 +179,10 @@ class Clip(Layer):
 
 def contrastive_loss(per_text: Value, per_image: Value) -> Value:
     """The mean of choosing the image for each text and the text for each image; there must be as many of one as of the other."""
-    if per_text.shape[0] != per_text.shape[1]:
-        raise InputError(f"return_loss pairs texts and images: there are {per_text.shape[0]} texts and {per_text.shape[1]} images")
-    right = ops.iota(size=per_text.shape[0])
-    return (ops.cross_entropy(per_text, right) + ops.cross_entropy(per_image, right)) / 2.0
+    texts, images = per_text.shape
+    for more in (texts - images, images - texts):
+        current().limit(more, 0, "return_loss pairs each text with an image")
+    return (ops.cross_entropy(per_text, ops.iota(size=texts)) + ops.cross_entropy(per_image, ops.iota(size=images))) / 2.0
 
 
 def _mean_classifier(c: ClipConfig) -> nn.SequenceClassifier:
@@ -192,7 +191,7 @@ def _mean_classifier(c: ClipConfig) -> nn.SequenceClassifier:
 
 
 def _text_inputs(batch: str = "batch") -> dict[str, str]:
-    return {k: f"i64[{batch} seq]" for k in ("input_ids", "attention_mask", "position_ids")}
+    return dict.fromkeys(("input_ids", "attention_mask", "position_ids"), f"i64[{batch} seq]")
 
 
 def _pixels(c: ClipConfig, size: str = "", batch: str = "batch") -> dict[str, str]:
@@ -234,15 +233,15 @@ def _text_head(build, place: str) -> Head:
     return Head(build, lambda c: _text_inputs(), _TEXT, names={**_names("text", place), "projection": "text_projection"})
 
 
-def _vision_head(build, place: str, labels: bool = False) -> Head:
-    inputs = lambda c: _pixels(c) | ({"labels": nn.label_type(c)} if labels else {})  # noqa: E731
-    flags = lambda c: {} if labels else {"interpolate_pos_encoding": _pixels(c, "height width")}  # noqa: E731
-    return Head(build, inputs, _IMAGE, names={**_names("vision", place), "projection": "visual_projection"}, flags=flags)
-
-
-def _both_flags(c: ClipConfig) -> dict[str, dict[str, str]]:
-    pairs = _text_inputs() | _pixels(c)
-    return {"interpolate_pos_encoding": _pixels(c, "height width", "image_batch"), "return_loss": pairs}
+def _vision_head(build, place: str, **labels) -> Head:
+    names = {**_names("vision", place), "projection": "visual_projection"}
+    return Head(
+        build,
+        inputs_of(_pixels, **labels),
+        _IMAGE,
+        names=names,
+        flags=lambda c: {} if labels else {"interpolate_pos_encoding": _pixels(c, "height width")},
+    )
 
 
 CARD = Card(
@@ -255,7 +254,7 @@ CARD = Card(
             lambda c: _text_inputs("text_batch") | _pixels(c, batch="image_batch"),
             _TEXT + _IMAGE,
             names=_names("text", "text.") | _names("vision", "vision.") | {"image_projection": "visual_projection"},
-            flags=_both_flags,
+            flags=lambda c: {"interpolate_pos_encoding": _pixels(c, "height width", "image_batch"), "return_loss": {}},
         ),
         "CLIPTextModel": _text_head(lambda c: TextTower(c.text), ""),
         "CLIPVisionModel": _vision_head(lambda c: VisionTower(c.vision), ""),
@@ -265,7 +264,7 @@ CARD = Card(
         "CLIPVisionModelWithProjection": _vision_head(
             lambda c: Projected(VisionTower(c.vision), c.vision.hidden_size, c.vision.projection_dim, "image_embeds"), "body."
         ),
-        "CLIPForImageClassification": _vision_head(_mean_classifier, "body.", labels=True),
+        "CLIPForImageClassification": _vision_head(_mean_classifier, "body.", labels=nn.label_type),
     },
     names={},
     unused=("*embeddings.position_ids",),

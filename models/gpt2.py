@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from ..ir import layers as nn
 from ..ir import ops
-from ..ir.card import GENERATES, Card, Head
+from ..ir.card import GENERATES, Card, Head, inputs_of
 from ..ir.config import Config, choice
 from ..ir.errors import ConfigError
 from ..ir.graph import Value, current
@@ -73,12 +73,21 @@ class Gpt2(Layer):
         n, inner = c.n_embd, c.n_inner or 4 * c.n_embd
         scale = (n // c.n_head) ** -0.5 if c.scale_attn_weights else 1.0
         options = {"scale": scale / (i + 1) if c.scale_attn_by_inverse_layer_idx else scale, "dropout": c.attn_pdrop, "out_dropout": c.resid_pdrop}
-        norm = lambda: nn.LayerNorm(n, c.layer_norm_epsilon)  # noqa: E731
+        norm = lambda: nn.LayerNorm(n, c.layer_norm_epsilon)
         mlp = nn.Mlp(nn.Affine(n, inner), nn.Affine(inner, n), nn.ACTIVATIONS[c.activation_function], dropout=c.resid_pdrop)
         cross = nn.PreNorm(nn.FusedAttention(n, c.n_head, cross=True, **options), norm()) if c.add_cross_attention else None
         return nn.Block(nn.PreNorm(nn.FusedAttention(n, c.n_head, causal=True, **options), norm()), nn.PreNorm(mlp, norm()), cross)
 
-    def forward(self, input_ids=None, attention_mask=None, token_type_ids=None, position_ids=None, inputs_embeds=None, encoder_hidden_states=None, encoder_attention_mask=None):
+    def forward(
+        self,
+        input_ids=None,
+        attention_mask=None,
+        token_type_ids=None,
+        position_ids=None,
+        inputs_embeds=None,
+        encoder_hidden_states=None,
+        encoder_attention_mask=None,
+    ):
         """-> last_hidden_state [batch seq n]; positions count from 0, whatever the mask says, and token types are words."""
         x = self.words(input_ids) if inputs_embeds is None else inputs_embeds
         x = x + self.positions(current().cache.positions(x.shape[1], self.most) if position_ids is None else position_ids)
@@ -123,7 +132,7 @@ class DoubleHeads(Layer):
         x = out["last_hidden_state"]
         logits = self.vocabulary(x)
         scores = self.choice(x, None if mc_token_ids is None else ops.view(mc_token_ids, (batch * choices,)))
-        apart = lambda y: ops.view(y, (batch, choices, *y.shape[1:]))  # noqa: E731
+        apart = lambda y: ops.view(y, (batch, choices, *y.shape[1:]))
         scores = apart(ops.squeeze(scores, -1) if scores.shape[-1] == 1 else scores)
         return {
             "loss": None if labels is None else nn.causal_loss(logits, ops.view(labels, x.shape[:2])),
@@ -154,15 +163,12 @@ def _language_model(c: Gpt2Config) -> nn.LanguageModel:
     return nn.LanguageModel(body, _vocabulary(c, body), causal=True)
 
 
-def _head(build, prefix="transformer", choices=False, parts=(), names=None, **labels) -> Head:
-    """A head over the common inputs, with its labels."""
+def _inputs(c: Gpt2Config) -> dict[str, str]:
+    return nn.text_inputs(c.n_embd, memory=c.n_embd if c.add_cross_attention else None)
 
-    def inputs(c: Gpt2Config) -> dict[str, str]:
-        common = nn.text_inputs(c.n_embd, memory=c.n_embd if c.add_cross_attention else None)
-        return (nn.with_choices(common) if choices else common) | {k: t(c) if callable(t) else t for k, t in labels.items()}
 
-    usual = ("input_ids", "attention_mask") + (("mc_token_ids",) if choices else ())
-    return Head(build, inputs, usual, prefix, parts, names or {})
+def _head(build, prefix="transformer", common=_inputs, usual=("input_ids", "attention_mask"), parts=(), names=None, **labels) -> Head:
+    return Head(build, inputs_of(common, **labels), usual, prefix, parts, names or {})
 
 
 CARD = Card(
@@ -173,7 +179,12 @@ CARD = Card(
         "GPT2Model": _head(Gpt2, prefix=""),
         "GPT2LMHeadModel": _head(_language_model, parts=GENERATES, labels="i64[batch seq]"),
         "GPT2DoubleHeadsModel": _head(
-            DoubleHeads, choices=True, mc_token_ids="i64[batch choices]", labels="i64[batch choices seq]", mc_labels="i64[batch]"
+            DoubleHeads,
+            common=lambda c: nn.with_choices(_inputs(c)),
+            usual=("input_ids", "attention_mask", "mc_token_ids"),
+            mc_token_ids="i64[batch choices]",
+            labels="i64[batch choices seq]",
+            mc_labels="i64[batch]",
         ),
         "GPT2ForSequenceClassification": _head(
             lambda c: nn.SequenceClassifier(Gpt2(c), nn.Linear(c.n_embd, c.labels, bias=False), c, pool=_last_state(c)),

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from ..ir import layers as nn
 from ..ir import ops
-from ..ir.card import Card, Head
+from ..ir.card import Card, Head, inputs_of
 from ..ir.config import Config, choice
 from ..ir.errors import ConfigError
 from ..ir.graph import Value
@@ -121,8 +121,7 @@ def _classifier(c: ResNetConfig) -> nn.SequenceClassifier:
 
 
 def _head(build, prefix="resnet", **labels) -> Head:
-    pixels = lambda c: {"pixel_values": f"f32[batch {c.num_channels} height width]"}  # noqa: E731
-    return Head(build, lambda c: pixels(c) | {k: t(c) for k, t in labels.items()}, ("pixel_values",), prefix)
+    return Head(build, inputs_of(lambda c: {"pixel_values": f"f32[batch {c.num_channels} height width]"}, **labels), ("pixel_values",), prefix)
 
 
 CARD = Card(

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from ..ir import layers as nn
 from ..ir import ops
-from ..ir.card import Card, Head
+from ..ir.card import Card, Head, inputs_of
 from ..ir.config import Config, choice, only
 from ..ir.errors import ConfigError
 from ..ir.graph import Param, Value
@@ -108,7 +108,7 @@ class Swin(Layer):
         inner = int(c.mlp_ratio * n)
         mlp = nn.Mlp(nn.Linear(n, inner), nn.Linear(inner, n), nn.ACTIVATIONS[c.hidden_act], dropout=c.hidden_dropout_prob)
         rate = c.drop_path_rate * place / max(1, total - 1)
-        norm = lambda: nn.LayerNorm(n, c.layer_norm_eps)  # noqa: E731
+        norm = lambda: nn.LayerNorm(n, c.layer_norm_eps)
         return nn.Block(nn.PreNorm(DropBranch(attention, rate), norm()), nn.PreNorm(mlp, norm()))
 
     def states(self, pixel_values: Value, bool_masked_pos: Value | None) -> tuple[list[Value], list[Value]]:
@@ -196,13 +196,9 @@ def _stage(i: int) -> str:
     return f"stage{i}" if i else "stem"
 
 
-def _head(build, prefix="swin", flags=None, **others) -> Head:
-    """A head over images of any size."""
-
-    def inputs(c: SwinConfig) -> dict[str, str]:
-        return {"pixel_values": f"f32[batch {c.num_channels} height width]"} | {k: t(c) for k, t in others.items()}
-
-    return Head(build, inputs, ("pixel_values",), prefix, flags=lambda c: {"interpolate_pos_encoding": {}, **(flags(c) if flags else {})})
+def _head(build, prefix="swin", flags=lambda c: {"interpolate_pos_encoding": {}}, **others) -> Head:
+    pixels = lambda c: {"pixel_values": f"f32[batch {c.num_channels} height width]"}
+    return Head(build, inputs_of(pixels, **others), ("pixel_values",), prefix, flags=flags)
 
 
 def _patches(c: SwinConfig) -> str:
@@ -213,7 +209,7 @@ def _patches(c: SwinConfig) -> str:
 def _whole(c: SwinConfig) -> dict[str, dict[str, str]]:
     """Hidden patches are those of an image of the configured size."""
     height, width = nn.pair(c.image_size)
-    return {"bool_masked_pos": {"pixel_values": f"f32[batch {c.num_channels} {height} {width}]"}}
+    return {"interpolate_pos_encoding": {}, "bool_masked_pos": {"pixel_values": f"f32[batch {c.num_channels} {height} {width}]"}}
 
 
 def _classifier(c: SwinConfig) -> nn.SequenceClassifier:

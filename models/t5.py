@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from ..ir import layers as nn
 from ..ir import ops
-from ..ir.card import ENCODES_THEN_GENERATES, Card, Head
+from ..ir.card import ENCODES_THEN_GENERATES, Card, Head, inputs_of
 from ..ir.config import Config, choice, only
 from ..ir.errors import ConfigError, InputError
 from ..ir.graph import Value
@@ -50,7 +50,9 @@ class T5Config(Config):
     def start(self) -> int:
         """The id that decoding starts with."""
         if self.decoder_start_token_id is None:
-            raise ConfigError("config.json: decoder_start_token_id is missing, expected the id that decoder_input_ids start with\n  or pass decoder_input_ids")
+            raise ConfigError(
+                "config.json: decoder_start_token_id is missing, expected the id that decoder_input_ids start with\n  or pass decoder_input_ids"
+            )
         return self.decoder_start_token_id
 
 
@@ -58,7 +60,10 @@ class Stack(Layer):
     """Blocks with one table of relative positions, and a last normalisation."""
 
     def __init__(self, c: T5Config, layers: int, decoder: bool):
-        self.bias, self.dropout = nn.RelativeBias(c.num_heads, c.relative_attention_num_buckets, c.relative_attention_max_distance, causal=decoder), nn.Dropout(c.dropout_rate)
+        self.bias, self.dropout = (
+            nn.RelativeBias(c.num_heads, c.relative_attention_num_buckets, c.relative_attention_max_distance, causal=decoder),
+            nn.Dropout(c.dropout_rate),
+        )
         self.blocks = [self._block(c, decoder) for _ in range(layers)]
         self.norm = nn.RMSNorm(c.d_model, c.layer_norm_epsilon)
 
@@ -66,7 +71,7 @@ class Stack(Layer):
     def _block(c: T5Config, decoder: bool) -> nn.Block:
         n, rate = c.d_model, c.dropout_rate
         options = {"inner": c.num_heads * c.d_kv, "bias": False, "scale": 1.0, "dropout": rate, "out_dropout": rate}
-        norm = lambda: nn.RMSNorm(n, c.layer_norm_epsilon)  # noqa: E731
+        norm = lambda: nn.RMSNorm(n, c.layer_norm_epsilon)
         cross = nn.PreNorm(nn.Attention(n, c.num_heads, **options), norm()) if decoder else None
         return nn.Block(nn.PreNorm(nn.Attention(n, c.num_heads, causal=decoder, **options), norm()), nn.PreNorm(feed_forward(c), norm()), cross)
 
@@ -110,7 +115,9 @@ class T5(T5Encoder):
         """What the decoder reads where it is given nothing."""
         raise InputError("T5 lacks input 'decoder_input_ids': i64[batch decoder_seq]; or give labels to a head that has them")
 
-    def forward(self, input_ids=None, attention_mask=None, inputs_embeds=None, decoder_input_ids=None, decoder_attention_mask=None, decoder_inputs_embeds=None):
+    def forward(
+        self, input_ids=None, attention_mask=None, inputs_embeds=None, decoder_input_ids=None, decoder_attention_mask=None, decoder_inputs_embeds=None
+    ):
         """-> last_hidden_state [batch decoder_seq n], encoder_last_hidden_state [batch seq n]."""
         if decoder_input_ids is None and decoder_inputs_embeds is None:
             decoder_input_ids = self.prompt(input_ids)
@@ -193,7 +200,7 @@ def _decoder_inputs(c: T5Config) -> dict[str, str]:
 def _head(build, common=_decoder_inputs, usual=("input_ids", "attention_mask"), **options) -> Head:
     """A head over the encoder's or the decoder's inputs, with its labels."""
     labels = {k: options.pop(k) for k in ("labels", "start_positions", "end_positions") if k in options}
-    return Head(build, lambda c: common(c) | {k: t(c) if callable(t) else t for k, t in labels.items()}, usual, **options)
+    return Head(build, inputs_of(common, **labels), usual, **options)
 
 
 _DECODED = ("input_ids", "attention_mask", "decoder_input_ids")
@@ -205,7 +212,10 @@ def _names() -> dict[str, str]:
     """The reference numbers a block's parts; the decoder has one more."""
     table = {"words": "shared"}
     for stack, places in _PLACES.items():
-        table |= {f"{stack}.bias.table": f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias", f"{stack}.norm": f"{stack}.final_layer_norm"}
+        table |= {
+            f"{stack}.bias.table": f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias",
+            f"{stack}.norm": f"{stack}.final_layer_norm",
+        }
         for part, place in places.items():
             ours, theirs = f"{stack}.blocks.*.{part}", f"{stack}.block.*.layer.{place}"
             table[f"{ours}.norm"] = f"{theirs}.layer_norm"
@@ -233,9 +243,14 @@ CARD = Card(
             labels=nn.label_type,
         ),
         "T5ForTokenClassification": _head(
-            lambda c: nn.TokenClassifier(T5Encoder(c), c.d_model, c.labels, c.classifier_dropout), _encoder_inputs, prefix="transformer", labels="i64[batch seq]"
+            lambda c: nn.TokenClassifier(T5Encoder(c), c.d_model, c.labels, c.classifier_dropout),
+            _encoder_inputs,
+            prefix="transformer",
+            labels="i64[batch seq]",
         ),
-        "T5ForQuestionAnswering": _head(lambda c: nn.SpanClassifier(Echo(c), c.d_model, c.labels), start_positions="i64[batch]", end_positions="i64[batch]"),
+        "T5ForQuestionAnswering": _head(
+            lambda c: nn.SpanClassifier(Echo(c), c.d_model, c.labels), start_positions="i64[batch]", end_positions="i64[batch]"
+        ),
     },
     names={**_names(), "vocabulary": "lm_head"},
     also={"shared.weight": ["encoder.embed_tokens.weight", "decoder.embed_tokens.weight"]},

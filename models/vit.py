@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from ..ir import layers as nn
 from ..ir import ops
-from ..ir.card import Card, Head
+from ..ir.card import Card, Head, inputs_of
 from ..ir.config import Config, choice
 from ..ir.errors import ConfigError
 from ..ir.graph import Param, Value
@@ -75,9 +75,7 @@ class Vit(Layer):
     @staticmethod
     def _block(c: VitConfig) -> nn.Block:
         n, rate = c.hidden_size, c.hidden_dropout_prob
-        attention = nn.Attention(
-            n, c.num_attention_heads, bias=c.qkv_bias, out_bias=True, dropout=c.attention_probs_dropout_prob, out_dropout=rate
-        )
+        attention = nn.Attention(n, c.num_attention_heads, bias=c.qkv_bias, out_bias=True, dropout=c.attention_probs_dropout_prob, out_dropout=rate)
         mlp = nn.Mlp(nn.Linear(n, c.intermediate_size), nn.Linear(c.intermediate_size, n), nn.ACTIVATIONS[c.hidden_act], dropout=rate)
         return nn.Block(nn.PreNorm(attention, nn.LayerNorm(n, c.layer_norm_eps)), nn.PreNorm(mlp, nn.LayerNorm(n, c.layer_norm_eps)))
 
@@ -114,22 +112,20 @@ def _classifier(c: VitConfig) -> nn.SequenceClassifier:
     return nn.SequenceClassifier(Vit(c), decide, c, pool=lambda out, inputs: out["last_hidden_state"][:, 0])
 
 
+def _pixels(c: VitConfig) -> dict[str, str]:
+    height, width = nn.pair(c.image_size)
+    return {"pixel_values": f"f32[batch {c.num_channels} {height} {width}]"}
+
+
+def _any_size(c: VitConfig) -> dict[str, dict[str, str]]:
+    """The inputs where positions are resampled."""
+    down, right = nn.pair(c.patch_size)
+    hidden = f"bool[batch (height//{down})*(width//{right})]"
+    return {"interpolate_pos_encoding": {"pixel_values": f"f32[batch {c.num_channels} height width]", "bool_masked_pos": hidden}}
+
+
 def _head(build, prefix="vit", **others) -> Head:
-    """A head over images of the configured size, or of any size with `interpolate_pos_encoding`."""
-
-    def inputs(c: VitConfig) -> dict[str, str]:
-        height, width = nn.pair(c.image_size)
-        pixels = f"f32[batch {c.num_channels} {height} {width}]"
-        return {"pixel_values": pixels} | {k: t(c) if callable(t) else t for k, t in others.items()}
-
-    def flags(c: VitConfig) -> dict[str, dict[str, str]]:
-        any_size = {"pixel_values": f"f32[batch {c.num_channels} height width]"}
-        if "bool_masked_pos" in others:
-            down, right = nn.pair(c.patch_size)
-            any_size["bool_masked_pos"] = f"bool[batch (height//{down})*(width//{right})]"
-        return {"interpolate_pos_encoding": any_size}
-
-    return Head(build, inputs, ("pixel_values",), prefix, flags=flags)
+    return Head(build, inputs_of(_pixels, **others), ("pixel_values",), prefix, flags=_any_size)
 
 
 _BLOCK = {

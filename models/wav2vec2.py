@@ -7,7 +7,7 @@ from typing import Any
 
 from ..ir import layers as nn
 from ..ir import ops
-from ..ir.card import Card, Head
+from ..ir.card import Card, Head, inputs_of
 from ..ir.config import Config, choice
 from ..ir.errors import ConfigError
 from ..ir.graph import Param, Value, current
@@ -135,7 +135,10 @@ class Wav2Vec2(Layer):
     """Features of the samples, blocks over their frames and, where configured, an adapter."""
 
     def __init__(self, c: Wav2Vec2Config):
-        widths, styles = [1, *c.conv_dim], ["layer"] * len(c.conv_dim) if c.feat_extract_norm == "layer" else ["group"] + ["none"] * (len(c.conv_dim) - 1)
+        widths, styles = (
+            [1, *c.conv_dim],
+            ["layer"] * len(c.conv_dim) if c.feat_extract_norm == "layer" else ["group"] + ["none"] * (len(c.conv_dim) - 1),
+        )
         rows = zip(widths, c.conv_dim, c.conv_kernel, c.conv_stride, styles, strict=False)
         self.features = [nn.SampleConv(*row[:4], bias=c.conv_bias, norm=row[4], activation=c.feat_extract_activation) for row in rows]
         self.projection = nn.FeatureProjection(c.conv_dim[-1], c.hidden_size, c.layer_norm_eps, c.feat_proj_dropout)
@@ -193,16 +196,14 @@ class Wav2Vec2(Layer):
         return x
 
 
+def _samples(c: Wav2Vec2Config) -> dict[str, str]:
+    return {"input_values": f"f32[batch samples>={nn.least_samples(c.conv_kernel, c.conv_stride)}]", "attention_mask": "i64[batch samples]"}
+
+
 def _head(head=None, **others) -> Head:
-    """A head over samples, with its labels."""
-
-    def inputs(c: Wav2Vec2Config) -> dict[str, str]:
-        least, frames = nn.least_samples(c.conv_kernel, c.conv_stride), c.frames()
-        common = {"input_values": f"f32[batch samples>={least}]", "attention_mask": "i64[batch samples]"}
-        return common | {k: t.format(frames=frames, labels=c.labels) for k, t in others.items()}
-
     build = Wav2Vec2 if head is None else lambda c: head(Wav2Vec2(c), c)
-    return Head(build, inputs, ("input_values", "attention_mask"), "wav2vec2" if head else "")
+    typed = {k: (lambda c, t=t: t.format(frames=c.frames(), labels=c.labels)) for k, t in others.items()}
+    return Head(build, inputs_of(_samples, **typed), ("input_values", "attention_mask"), "wav2vec2" if head else "")
 
 
 _BLOCK = {

@@ -14,8 +14,8 @@ from ..ir.graph import Graph
 
 if TYPE_CHECKING:
     from ..exporters.artifact import GraphFile
-    from ..model import Model
 
+Model = Any  # interlingua.Model, which stands above this package
 TARGETS = ("onnx", "stablehlo", "saved_model")
 Progress = Callable[[str], None]
 

@@ -75,9 +75,13 @@ class OnnxSession(Session):
         """The outputs for arrays that fit."""
         names = list(self.graph.outputs)
         try:
-            return dict(zip(names, self.ort.run(names, dict(arrays)), strict=True))
+            return {k: np.asarray(x) for k, x in zip(names, self.ort.run(names, dict(arrays)), strict=True)}
         except Exception as error:
             raise InterlinguaError(f"{self.name} failed in onnxruntime {ort.__version__}: {_reason(error)}") from error
+
+    def close(self) -> None:
+        """Gives back what the session holds, the memory of its weights above all; it cannot run afterwards."""
+        del self.ort
 
 
 class OrtSession(OnnxSession):
@@ -143,11 +147,13 @@ def _providers(device: str, options: Mapping[str, Any]) -> list[tuple[str, dict[
 
 
 def _options(given: Mapping[str, str] | ort.SessionOptions | None, threads: int) -> ort.SessionOptions:
-    options = given if isinstance(given, ort.SessionOptions) else ort.SessionOptions()
-    if options is not given:
+    if given is None or isinstance(given, Mapping):
+        options = ort.SessionOptions()
         options.log_severity_level = 4  # what goes wrong is raised
         for key, value in {**DEFAULTS, **(given or {})}.items():
             options.add_session_config_entry(key, str(value))
+    else:
+        options = given
     if threads:
         options.intra_op_num_threads = threads
     return options

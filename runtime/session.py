@@ -44,5 +44,5 @@ class Session:
         return self.run({k: arrays[k].astype(NUMPY_DTYPES[t.dtype], copy=False) for k, t in self.inputs.items()})
 
     def __repr__(self) -> str:
-        show = lambda types: ", ".join(f"{k}: {t}" for k, t in types.items())  # noqa: E731
+        show = lambda types: ", ".join(f"{k}: {t}" for k, t in types.items())
         return f"<{self.target} session of {self.name} on {self.device}: {show(self.inputs)} -> {show(self.outputs)}>"

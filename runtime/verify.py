@@ -154,7 +154,7 @@ def with_taps(graph: Graph) -> Graph:
     ends = {v: k for k, v in graph.outputs.items()}
     for node in graph.live():
         for v in node.outputs:
-            if node.op in _MOVES and v not in ends or v.type.dtype not in KINDS["float"]:
+            if (node.op in _MOVES and v not in ends) or v.type.dtype not in KINDS["float"]:
                 continue
             name = f"{node.path or ends.get(v, 'the model')} ({node.op.name})"
             again = sum(k == name or k.startswith(f"{name} #") for k in outputs)
@@ -178,7 +178,9 @@ def describe_first(rows: Sequence[Row]) -> str:
     return f"{bad.output} (off by {bad.error:.1e}, allowed {bad.limit:.1e})"
 
 
-def verify_session(session: Session, graph: Graph, model: Definition, target: str, *, seed: int = 0, progress: Progress = lambda text: None) -> Report:
+def verify_session(
+    session: Session, graph: Graph, model: Definition, target: str, *, seed: int = 0, progress: Progress = lambda text: None
+) -> Report:
     """A session of an artifact against the model that it was made from; `graph` is the model's own."""
     report = Report(model.name)
     for sample in make_samples(graph, getattr(model, "config", None), seed):

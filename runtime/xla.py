@@ -55,14 +55,16 @@ class XlaSession(Session):
         self._compiled = self._jax.jit(by_name, donate_argnums=2)
 
     def put(self, name: str, array: Any) -> Any:
-        """An array for the input of that name, on the device and in the program's dtype. InputError for an integer that it cannot hold."""
+        """An array for the input of that name, on the device and in the program's dtype; on a CPU it may share the memory.
+
+        Raises InputError for an integer that the dtype cannot hold.
+        """
         array, dtype = np.asarray(array), self._dtypes[name]
         if dtype.kind in "iu" and array.dtype.kind in "iu" and array.dtype.itemsize > dtype.itemsize and array.size:
             bounds = np.iinfo(dtype)
             if worst := next((int(x) for x in (array.min(), array.max()) if not bounds.min <= x <= bounds.max), None):
-                raise InputError(f"input {name!r} has {worst}, expected {bounds.min} to {bounds.max}: XLA computes integers in {dtype.itemsize * 8} bits")
-        copied = name in self._donated  # what is given away must not be the caller's memory
-        return self._jax.device_put(np.array(array, dtype) if copied else array.astype(dtype, copy=False), self._place)
+                raise InputError(f"input {name!r} has {worst}, expected {bounds.min} to {bounds.max}: XLA has integers of {dtype.itemsize * 8} bits")
+        return self._jax.device_put(array.astype(dtype, copy=False), self._place)
 
     def on_device(self, arrays: Mapping[str, Any]) -> dict[str, Any]:
         """Outputs on the device for inputs on the device (`put`), without waiting; donated ones are gone afterwards."""

@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import interlingua as il
 import numpy as np
-from interlingua.model import Model
 from oracle import Case
+
+import interlingua as il
+from interlingua.model import Model
 
 Arrays = dict[str, np.ndarray]
 TARGETS = ("numpy", "torch", "tensorflow", "jax", "onnx", "stablehlo")

@@ -20,10 +20,9 @@ from interlingua.ir.definition import Definition
 from interlingua.ir.errors import CheckpointError, InputError, InterlinguaError, ParityError, TargetError, UsageError
 from interlingua.ir.graph import Graph, Param
 from interlingua.ir.layer import Layer
-from interlingua.ir.layers import Linear
+from interlingua.ir.layers.basic import Linear
 from interlingua.ir.weights import ArrayWeights, Location
 from interlingua.runtime.ort import OnnxSession, OrtSession, open_onnx, open_staged
-
 
 STATUS = Path("/proc/self/status")
 
@@ -108,6 +107,35 @@ def test_a_second_artifact_joins_the_first(folder: Path):
     (folder / "model.onnx").unlink()
     export(small(2), folder, name="third", overwrite=True)
     assert [g.file for g in read_manifest(folder)] == ["second.onnx", "third.onnx"]
+
+
+def test_weights_of_an_earlier_export_are_not_lost(folder: Path):
+    """Weights that lie in the file that is written anew, beside others that live in memory."""
+    content = (folder / SIDE_FILE).read_bytes()
+    place = content.index(WEIGHTS["linear.weight"].tobytes())
+
+    class Stored(ArrayWeights):
+        def location(self, key):
+            return Location(str(folder / SIDE_FILE), place, 48) if key == "linear.weight" else None
+
+    definition = Definition(Small(), {"x": "f32[batch 4]"}, Stored(WEIGHTS | {"linear.bias": np.full(3, 5, np.float32)}), name="Small")
+    export(definition, folder, overwrite=True)
+    np.testing.assert_allclose(open_onnx(folder)(x=X)["y"], Y + 4)
+
+
+def test_a_link_is_copied_whoever_gives_it(tmp_path: Path):
+    (tmp_path / "far").mkdir()
+    (tmp_path / "far" / "bytes").write_bytes(b"".join(WEIGHTS[k].tobytes() for k in WEIGHTS))
+    (tmp_path / "w.bin").symlink_to(tmp_path / "far" / "bytes")
+
+    class Linked(ArrayWeights):
+        def location(self, key):
+            return Location(str(tmp_path / "w.bin"), 0 if key == "linear.weight" else 48, WEIGHTS[key].nbytes)
+
+    export(Definition(Small(), {"x": "f32[batch 4]"}, Linked(WEIGHTS)), tmp_path)
+    assert names(tmp_path) == ["far", MANIFEST, "model.onnx", "w.bin", "w.copy1.bin"]
+    onnx.checker.check_model(str(tmp_path / "model.onnx"), full_check=True)
+    np.testing.assert_allclose(open_onnx(tmp_path)(x=X)["y"], Y)
 
 
 @pytest.mark.parametrize("existing", [False, True])

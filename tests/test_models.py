@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import json
 
-import interlingua as il
 import numpy as np
 import pytest
-from interlingua import models
-from interlingua.ir.errors import InterlinguaError
-from interlingua.ir.reference import reference
 from oracle import case
 from reference_cases import CASES, EDGES, EITHER, REFUSED, VARIANTS, Row
 from targets import FRAMEWORKS, TARGETS, available, forward, gradients, load, present
 
-WITH_LOSS = [row for row in CASES if row.head not in ("BertModel", "GPT2Model", "T5Model", "T5EncoderModel", "ViTModel", "ResNetModel", "ResNetBackbone")]
+import interlingua as il
+from interlingua import models
+from interlingua.ir.errors import InterlinguaError
+from interlingua.ir.reference import reference
+
+WITH_LOSS = [
+    row for row in CASES if row.head not in ("BertModel", "GPT2Model", "T5Model", "T5EncoderModel", "ViTModel", "ResNetModel", "ResNetBackbone")
+]
 
 
 @pytest.mark.parametrize("target", TARGETS)

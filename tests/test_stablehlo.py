@@ -199,31 +199,41 @@ def test_inputs_and_outputs_are_chosen(tmp_path: Path) -> None:
 
 
 class Sized(Layer):
-    """Sizes that come out of the ordinary: the least and largest of two, a floor, one that may be 0 and one of a least value."""
+    """Sizes that come out of the ordinary: the least and largest of two, floors, one that may be 0, one of a least value, and two forms of one."""
 
-    def forward(self, x, y, z):
+    def __init__(self) -> None:
+        self.table = Param(40, 2)
+
+    def forward(self, x, y, z, marks):
         n, m = x.shape[0], y.shape[0]
         least, most = (ops.iota(size=f(n, m)) for f in (minimum, maximum))
         current().bounds["past"] = 0
         together = ops.concat(x, z, axis=0)
         ends = ops.sum(y[3:] - y[: m - 3], axis=0)
-        half = x[: n // 2]
-        return {"least": least, "most": most, "together": together, "ends": ends, "half": half}
+        half, every = x[: n // 2], self.table[1 : n + 1 : 2]  # no proof that the table is long enough
+        for _ in range(2):
+            y = ops.max_pool(y[None, None], kernel=(2,), stride=(2,), padding=((0, 0),))[0, 0]
+        marked = ops.where(marks, y, 0.0)
+        return {"least": least, "most": most, "together": together, "ends": ends, "half": half, "every": every, "marked": marked}
 
 
 def test_sizes_out_of_the_ordinary(tmp_path: Path) -> None:
-    model = Definition(Sized(), {"x": "f32[n 2]", "y": "f32[m>=4]", "z": "f32[past 2]"}, ArrayWeights({}))
+    inputs = {"x": "f32[n 2]", "y": "f32[m>=4]", "z": "f32[past 2]", "marks": "bool[m//4]"}
+    model = Definition(Sized(), inputs, ArrayWeights({"table": np.arange(80, dtype=np.float32).reshape(40, 2)}))
     stablehlo.export(model, tmp_path)
     session, rng = open_stablehlo(tmp_path), np.random.default_rng(0)
     for n, m, past in [(3, 8, 0), (9, 4, 5)]:
         shapes = {"x": (n, 2), "y": (m,), "z": (past, 2)}
-        given = {k: rng.standard_normal(s).astype(np.float32) for k, s in shapes.items()}
+        given = {k: rng.standard_normal(s).astype(np.float32) for k, s in shapes.items()} | {"marks": np.arange(m // 4) == 0}
         made = session(**given)
-        for k, want in reference(model.graph(), given).items():
+        for k, want in reference(model.graph(), given, model.weights).items():
             assert made[k].shape == want.shape
             np.testing.assert_allclose(made[k], want, rtol=1e-5, atol=1e-6)
     with pytest.raises(InputError, match=r"input 'y' has m=3, expected at least 4"):
-        session(x=np.zeros((2, 2)), y=np.zeros(3), z=np.zeros((1, 2)))
+        session(x=np.zeros((2, 2)), y=np.zeros(3), z=np.zeros((1, 2)), marks=np.zeros(0, bool))
+    program, _ = stablehlo.to_exported(model.graph())
+    with pytest.raises(ValueError, match=r"m - 4 >= 0|m >= 4"):
+        program.call([model.weights.array("table")], [jnp.zeros((2, 2)), jnp.zeros(3), jnp.zeros((1, 2)), jnp.zeros(0, bool)])
 
 
 def test_the_most_of_a_size_is_kept(tmp_path: Path) -> None:

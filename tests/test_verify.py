@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import interlingua as il
 import numpy as np
 import pytest
+
+import interlingua as il
 from interlingua import layers, ops
 from interlingua.ir.errors import ParityError
 from interlingua.ir.graph import Node
@@ -85,7 +86,9 @@ FAMILIES: dict[str, list[Op]] = {
 }
 
 
-@pytest.mark.parametrize("target", [t for t in TARGETS if t != "numpy"])  # NumPy's rules are the truth itself: tests/test_ops.py holds them to torch's
+@pytest.mark.parametrize(
+    "target", [t for t in TARGETS if t != "numpy"]
+)  # NumPy's rules are the truth itself: tests/test_ops.py holds them to torch's
 @pytest.mark.parametrize("family", FAMILIES)
 def test_wrong_rule(model: il.Model, monkeypatch: pytest.MonkeyPatch, target: str, family: str):
     for op in FAMILIES[family]:

@@ -1,3 +1,4 @@
+# ruff: noqa: I001
 """The shared layers that models are built from, and the heads over them."""
 
 from __future__ import annotations
@@ -15,41 +16,11 @@ from .audio import (
     least_samples,
     mask_until,
     random_spans,
-)  # fmt: skip
+)
 from .audio_heads import Contrastive, FrameClassifier, RecordingClassifier, Transcriber, Unmasked, XVector
-from .basic import (
-    ACTIVATIONS,
-    Affine,
-    BatchNorm,
-    Conv,
-    Dropout,
-    DropPath,
-    Embedding,
-    GatedMlp,
-    GroupNorm,
-    LayerNorm,
-    Linear,
-    Mlp,
-    RMSNorm,
-)  # fmt: skip
-from .heads import (
-    LanguageModel,
-    MultipleChoice,
-    Pooler,
-    SequenceClassifier,
-    SpanClassifier,
-    TokenClassifier,
-    Transform,
-    Vocabulary,
-    causal_loss,
-    classification_loss,
-    label_type,
-    last_token,
-    pick,
-    rest,
-    text_inputs,
-    with_choices,
-)  # fmt: skip
+from .basic import ACTIVATIONS, Affine, BatchNorm, Conv, DropPath, Dropout, Embedding, GatedMlp, GroupNorm, LayerNorm, Linear, Mlp, RMSNorm
+from .heads import LanguageModel, MultipleChoice, Pooler, SequenceClassifier, SpanClassifier, TokenClassifier, Transform, Vocabulary
+from .heads import causal_loss, classification_loss, label_type, last_token, pick, rest, text_inputs, with_choices
 from .pooling import POOLING, SentenceEmbedding
 from .positions import RelativeBias
 from .vision import Identity, Patches, PixelDecoder, masked_pixel_loss, pair, positions_for, sequence_of, stage_names

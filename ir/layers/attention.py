@@ -25,7 +25,18 @@ def heads_last(x: Value) -> Value:
     return ops.rearrange(x, "batch heads seq head -> batch seq (heads head)")
 
 
-def attend(q: Value, k: Value, v: Value, mask: Value | None, bias: Value | None, *, scale: float, causal: bool = False, dropout: float = 0.0, kind: str = "attentions") -> Value:
+def attend(
+    q: Value,
+    k: Value,
+    v: Value,
+    mask: Value | None,
+    bias: Value | None,
+    *,
+    scale: float,
+    causal: bool = False,
+    dropout: float = 0.0,
+    kind: str = "attentions",
+) -> Value:
     """Attention whose weights are an output on demand, with dropout on them while training."""
     graph = current()
     collect(kind, ops.attention_weights(q, k, mask, bias, scale=scale, causal=causal))

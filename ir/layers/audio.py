@@ -146,7 +146,9 @@ def mean_and_deviation(x: Value, lengths: Value | None) -> Value:
     count = ops.sum(live, axis=1)
     mean = ops.sum(x * live, axis=1) / count
     apart = (x - mean[:, None]) * live
-    return ops.concat(mean, ops.sqrt(ops.sum(apart * apart, axis=1) / (count - 1.0)), axis=1)
+    variance = ops.sum(apart * apart, axis=1) / (count - 1.0)
+    varies = variance > 0.0  # the gradient of a constant channel's deviation is 0, where a root's would be infinite
+    return ops.concat(mean, ops.where(varies, ops.sqrt(ops.where(varies, variance, 1.0)), variance), axis=1)
 
 
 class MarginLoss(Layer):

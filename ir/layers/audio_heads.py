@@ -152,7 +152,7 @@ class Contrastive(Layer):
         others = ops.take(ops.view(targets, (batch * frames, width)), negatives)  # [batch frames n width]
         of_others = ops.take(ops.view(codes, (batch * frames, codes.shape[2])), negatives)
         same = ops.all(ops.equal(of_others, codes[:, :, None]), axis=3)
-        unit = lambda x: ops.l2_normalize(x, eps=1e-8)  # noqa: E731
+        unit = lambda x: ops.l2_normalize(x, eps=1e-8)
         anchor = unit(states)
         positive = ops.sum(anchor * unit(targets), axis=2, keep=True) / c.contrastive_logits_temperature
         negative = ops.sum(anchor[:, :, None] * unit(others), axis=3) / c.contrastive_logits_temperature

@@ -65,14 +65,14 @@ class Affine(Layer):
 
 
 class Embedding(Layer):
-    """Rows of a table by index."""
+    """Rows of a table by index; the row `frozen` is not trained."""
 
-    def __init__(self, rows: int, n: int):
-        self.weight = Param(rows, n, init="normal")
+    def __init__(self, rows: int, n: int, frozen: int | None = None):
+        self.weight, self.frozen = Param(rows, n, init="normal"), frozen
 
     def forward(self, index: Value) -> Value:
         """int[...] -> [... n]."""
-        return ops.take(self.weight, index)
+        return ops.take(self.weight, index, frozen=self.frozen)
 
 
 class LayerNorm(Layer):

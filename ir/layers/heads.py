@@ -16,7 +16,12 @@ Outputs = dict[str, Any]
 
 def text_inputs(n: int, *, token_types: bool = True, memory: int | None = None) -> dict[str, str]:
     """The inputs of a text encoder or decoder of width n; `memory` is the width of the encoder states that it may attend to."""
-    inputs = {"input_ids": "i64[batch seq]", "attention_mask": "i64[batch keys]", "token_type_ids": "i64[batch seq]", "position_ids": "i64[batch seq]"}
+    inputs = {
+        "input_ids": "i64[batch seq]",
+        "attention_mask": "i64[batch keys]",
+        "token_type_ids": "i64[batch seq]",
+        "position_ids": "i64[batch seq]",
+    }
     if not token_types:
         del inputs["token_type_ids"]
     inputs["inputs_embeds"] = f"f32[batch seq {n}]"

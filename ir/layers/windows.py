@@ -49,7 +49,9 @@ class WindowAttention(Attention):
         if shift != 0:
             x = _rolled(x, rows - shift, columns - shift)
         x = ops.rearrange(x, "batch (down a) (right b) n -> batch (down right) (a b) n", a=w, b=w)
-        q, k, v = (ops.rearrange(f(x), "batch windows seq (heads head) -> batch windows heads seq head", heads=self.heads) for f in (self.q, self.k, self.v))
+        q, k, v = (
+            ops.rearrange(f(x), "batch windows seq (heads head) -> batch windows heads seq head", heads=self.heads) for f in (self.q, self.k, self.v)
+        )
         bias = self.bias_table()
         if shift != 0:
             bias = bias + self._far_apart(rows, columns, shift)[:, None]

@@ -41,6 +41,7 @@ from .elementwise import (
     sin,
     softplus,
     sqrt,
+    stop_gradient,
     sub,
     tanh,
     where,

@@ -173,5 +173,3 @@ def _(x, *, sizes, mode, align_corners):
             terms.append(part if w is None else part * w[(slice(None),) + (None,) * (x.rank - 1 - axis)])
         x = sum(terms[1:], terms[0])
     return x
-
-

@@ -39,6 +39,7 @@ round_ = _unary("round", np.round, "Nearest whole number, halves to even.")
 negative = _unary("negative", np.negative, "Sign changed.", "[*b] -> [*b]")
 absolute = _unary("absolute", np.abs, "Distance from zero.", "[*b] -> [*b]")
 sign = _unary("sign", np.sign, "-1, 0 or 1.", "[*b] -> [*b]")
+stop_gradient = _unary("stop_gradient", lambda x: x, "x, through which no gradient flows.", "[*b] -> [*b]")
 not_ = _unary("not", np.logical_not, "Whether not.", "bool[*b] -> bool[*b]")
 
 add = _binary("add", lambda x, y: x + y, "Sum.")

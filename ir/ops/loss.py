@@ -59,5 +59,3 @@ def ctc_loss(log_probs, labels, input_lengths, label_lengths, *, blank):
             alpha = np.logaddexp(np.logaddexp(alpha, one), two) + log_probs[t, b, path]
         out[b] = -np.logaddexp.reduce(alpha[-2:])
     return out
-
-

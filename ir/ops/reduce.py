@@ -162,5 +162,3 @@ def _(x, *, axis, descending):
 
     axis %= x.rank
     return gather(x, argsort(x, axis=axis, descending=descending), axis=axis)
-
-

@@ -14,7 +14,7 @@ def classification(run: Results) -> list[Row]:
     """The likeliest classes of each input; by `problem_type` each class by itself, or the raw value of a regression."""
     logits = run.output("logits", 2)
     problem, single = run.config.get("problem_type"), logits.shape[1] == 1
-    rescale = (lambda raw: raw) if problem == "regression" else softmax if problem == "multi_label_classification" or single else softmax
+    rescale = (lambda raw: raw) if problem == "regression" else sigmoid if problem == "multi_label_classification" or single else softmax
     rows = []
     for row, (raw, scores) in enumerate(zip(logits, rescale(logits), strict=True)):
         for number in best(scores, run.top_k):

@@ -129,7 +129,10 @@ class TextProcessor:
             self.tokenizer.enable_truncation(limit, stride=stride or 0, strategy=cut, direction=self.truncation_side)
         try:
             return self.tokenizer.encode_batch([text if len(text) == 2 else text[0] for text in cased])
-        except Exception as error:  # the library raises bare Exception: a question longer than the limit, an unknown token without a number
+        except Exception as error:
+            if type(error) is not Exception:
+                raise
+            # the library's own class of error: for a question longer than the limit, an unknown token without a number
             raise InputError(f"the texts cannot be encoded: {error}\n  tokenizer: {self.folder}") from error
 
     def _check_length(self, inputs: Inputs, limit: int | None) -> None:

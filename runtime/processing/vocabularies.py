@@ -87,7 +87,8 @@ def _unknown(folder: Path, name: str) -> UsageError:
 def _settings(folder: Path) -> Settings:
     """The settings of the three files, checked for what they may hold."""
     source = folder / "tokenizer_config.json"
-    settings = read_optional(source)
+    # null is "no such token" for a special token, "not chosen" for everything else
+    settings = {key: value for key, value in read_optional(source).items() if value is not None or key in ROLES}
     check_kinds(settings, SETTING_KINDS, source)
     try:
         settings = _merged(folder, settings)
@@ -182,7 +183,10 @@ def _from_json(path: Path, settings: Settings, name: str) -> Tokenizer:
 
     try:
         return Tokenizer.from_str(json.dumps(data))
-    except Exception as error:  # the library raises bare Exception for every fault of the file
+    except Exception as error:
+        if type(error) is not Exception:
+            raise
+        # the library's own class of error for every fault of the file
         raise CheckpointError(f"{path}: not a tokenizer that the tokenizers library reads: {error}") from error
 
 
@@ -208,9 +212,10 @@ def _from_files(folder: Path, settings: Settings, kind: Kind) -> Tokenizer:
         return kind.build(folder, settings)
     except UnicodeDecodeError as error:
         raise CheckpointError(f"{folder}: {' + '.join(kind.files)}: not UTF-8 text: {error}") from error
-    except (CheckpointError, ConfigError):
-        raise
-    except Exception as error:  # as above: the library raises bare Exception, for a merge without a token, say
+    except Exception as error:
+        if type(error) is not Exception:
+            raise
+        # the library's own class of error for every fault, a merge without a token, say
         raise CheckpointError(f"{folder}: {' + '.join(kind.files)} do not make a tokenizer: {error}") from error
 
 
@@ -285,9 +290,9 @@ def _clip(folder: Path, settings: Settings) -> Tokenizer:
     )
     tokenizer.decoder = decoders.ByteLevel()
     bos, eos = str(settings["bos_token"]), str(settings["eos_token"])
-    tokenizer.post_processor = processors.RobertaProcessing(
-        sep=(eos, _id(folder, vocabulary, eos)), cls=(bos, _id(folder, vocabulary, bos)), add_prefix_space=False, trim_offsets=False
-    )
+    # by position: the second parameter is called `cls` in one release of the library and `cls_token` in the next
+    ends = [(token, _id(folder, vocabulary, token)) for token in (eos, bos)]
+    tokenizer.post_processor = processors.RobertaProcessing(*ends, trim_offsets=False, add_prefix_space=False)
     return tokenizer
 
 

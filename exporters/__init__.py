@@ -1,0 +1,1 @@
+"""Exporters: graphs written as ONNX, StableHLO and SavedModel artifacts."""

@@ -1,0 +1,1 @@
+"""Frontends: a graph as a trainable model of PyTorch, TensorFlow or JAX."""
