@@ -11,7 +11,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -53,6 +53,9 @@ class Target(StrEnum):
     torch = "torch"
     tensorflow = "tensorflow"
     numpy = "numpy"
+
+
+ON = f"One of {', '.join(Target)}"
 
 
 class Steps:
@@ -158,7 +161,9 @@ def export(
     ] = True,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing output.")] = False,
 ) -> None:
-    """Write a model as ONNX, StableHLO or a SavedModel, and check its numbers.
+    """Write a model as ONNX, StableHLO or a SavedModel.
+
+    What is written is run against the float64 reference before it appears; where it differs by more than rounding, nothing appears.
 
     \b
     Examples:
@@ -168,12 +173,10 @@ def export(
     """
     if opset is not None and to is not Format.onnx:
         raise typer.BadParameter(f"an opset is ONNX's, not one of {to.value}; leave it out", param_hint="--opset")
-    if out is None and not Path(model).expanduser().exists():
-        raise typer.BadParameter(
-            f"{model} is not a folder here, so there is no place beside its weights; name a FOLDER to write to", param_hint="FOLDER"
-        )
     with _steps() as progress:
         loaded = _load(model, head, progress)
+        if out is None and not Path(model).expanduser().is_dir():
+            raise typer.BadParameter(f"{model} is no folder but a hub's id: say where to write", param_hint="FOLDER")
         options: dict[str, Any] = {} if opset is None else {"opset": opset}
         made = loaded.export(out, to.value, inputs=input, outputs=output, cache=cache, check=check, overwrite=overwrite, progress=progress, **options)
     place = Path(out or loaded.folder)
@@ -206,7 +209,7 @@ def _bytes(n: float) -> str:
 @app.command()
 def verify(
     model: MODEL,
-    on: Annotated[list[Target] | None, typer.Option(help="A target; repeat for several. Default: all that are installed.")] = None,
+    on: Annotated[list[Target] | None, typer.Option(metavar="TARGET", help=f"{ON}; repeat for several. Default: all that are installed.")] = None,
     head: HEAD = None,
     input: INPUTS = None,
     output: OUTPUTS = None,
@@ -216,9 +219,10 @@ def verify(
     device: DEVICE = "cpu",
     seed: Annotated[int, typer.Option(min=0, metavar="N", help="Which random inputs.")] = 0,
 ) -> None:
-    """Run a model on every target at two sizes, one padded, and compare each output with the float64 reference.
+    """Compare every target with the float64 reference.
 
-    Where one differs by more than rounding, the first layer that does is named and the exit code is 1.
+    A model is run at two sizes, one padded. Where an output differs by more than rounding, the first layer that does is named and the exit
+    code is 1.
 
     \b
     Examples:
@@ -264,12 +268,12 @@ def run(
     ] = None,
     image: Annotated[list[Path] | None, typer.Option(metavar="FILE", help="An image file; repeat for several.")] = None,
     audio: Annotated[list[Path] | None, typer.Option(metavar="FILE", help="A WAV file; repeat for several.")] = None,
-    on: Annotated[Target | None, typer.Option(help="What to run on; default: what the folder was exported for, else onnxruntime.")] = None,
+    on: Annotated[Target | None, typer.Option(metavar="TARGET", help=f"{ON}; default: what the folder was exported for.")] = None,
     head: HEAD = None,
     device: DEVICE = "cpu",
     top_k: Annotated[int, typer.Option(min=1, metavar="N", help="How many answers to show.")] = 5,
 ) -> None:
-    """Run a model on text, images or sound, and print a readable answer.
+    """Run a model on text, images or sound.
 
     \b
     Examples:
@@ -291,9 +295,10 @@ def run(
 
 def _texts(given: Iterable[str] | None, option: str) -> list[str] | None:
     """Texts with @FILE replaced by the lines of the file; @@ at the start stands for @ itself."""
-    return [
-        t for text in given or () for t in (_lines(text[1:], option) if re.match("@[^@]", text) else [text.removeprefix("@" * text.startswith("@@"))])
-    ] or None
+    found: list[str] = []
+    for text in given or ():
+        found += _lines(text[1:], option) if re.match("@(?!@)", text) else [re.sub("^@@", "@", text)]
+    return found or None
 
 
 def _lines(file: str, option: str) -> list[str]:
@@ -317,7 +322,7 @@ def show(
     html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the graph as a page to fold and search in a browser.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing page.")] = False,
 ) -> None:
-    """Print a model's graph, inputs, outputs and sizes.
+    """Print a model's inputs, outputs, sizes and graph.
 
     \b
     Examples:
@@ -346,7 +351,9 @@ def show(
 
 @app.command()
 def models() -> None:
-    """List the architectures and heads that are known, with the tasks that choose them.
+    """List the architectures and heads that are known.
+
+    Behind each head stands the task that chooses it.
 
     \b
     Examples:
@@ -359,15 +366,13 @@ def models() -> None:
 
     for name in registry.names():
         card = registry.card(name)
-        tasks: dict[str, list[str]] = {}
+        tasks: dict[str, str] = {}
         for task in TASKS:
-            try:
-                tasks.setdefault(registry.choose_head(card, {}, task)[0], []).append(task)
-            except UsageError:  # an architecture without a head for it
-                continue
+            with suppress(UsageError):  # an architecture without a head for it
+                tasks.setdefault(registry.choose_head(card, {}, task)[0], task)
         typer.echo(card.model_type)
         for head in card.heads:
-            typer.echo(f"  {head:<36} {', '.join(tasks.get(head, []))}".rstrip())
+            typer.echo(f"  {head:<36} {tasks.get(head, '')}".rstrip())
 
 
 def _warn(message: Warning | str, *_: Any, **__: Any) -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
+import ml_dtypes
 import numpy as np
 
 from ..ir import ops
@@ -15,6 +15,7 @@ from ..ir.op import Op
 from ..ir.signature import broadcast
 from ..ir.sizes import Size, product
 from ..ir.table import Table
+from ..ir.types import KINDS, NUMPY_DTYPES
 from .onnx_tape import DATA_TYPES, Tape
 
 
@@ -238,6 +239,8 @@ def _wide(t: Tape, node: Node, index: str) -> str:
 
 # ---- attention ----------------------------------------------------------------------------------
 
+LOWEST = {name: float(ml_dtypes.finfo(NUMPY_DTYPES[name]).min) for name in KINDS["float"]}
+
 
 def _attention_fits(node: Node) -> bool:
     """Attention-23 takes 4-D operands of one batch, a mask of theirs or of 1, and counts causal rows from the first key."""
@@ -252,48 +255,49 @@ def _attention_fits(node: Node) -> bool:
 @rule(ops.attention, since=23, when=_attention_fits)
 def _(t: Tape, node: Node, q: str, k: str, v: str, mask: str | None, bias: str | None, *_: str | None, scale: float, causal: bool, **__: Any) -> str:
     attrs: dict[str, Any] = {"scale": float(scale), "is_causal": int(causal) or None}
-    both, seen = _attention_mask(t, node, mask, bias), _seen(t, node, mask)
+    added, seen = _added(t, node, mask, bias), _seen(t, node, mask)
     batch, heads, rows = shape_in(node)[:3]
     kv_heads, width = shape_in(node, 1)[1], shape_in(node, 2)[-1]
     sources = [t.untransposed(x) for x in (q, k, v)]
     if any(perm != (0, 2, 1, 3) for _, perm in sources) or (seen and seen[1][1] != 1):
-        return _where_seen(t, node, seen and seen[0], t("Attention", q, k, v, both, **attrs))
+        y = t("Attention", q, k, v, added, **attrs)
+        return t("Mul", y, seen[0]) if seen else y
     # operands made of [batch rows heads size] are taken as [batch rows heads*size]: nothing is moved
     q, k, v = (_joined(t, x, shape_in(node, i)) for i, (x, _) in enumerate(sources))
-    y = t("Attention", q, k, v, both, q_num_heads=heads, kv_num_heads=kv_heads, **attrs)
-    y = _where_seen(t, node, seen and t.reshape(*seen, (seen[1][0], *seen[1][2:])), y)
+    y = t("Attention", q, k, v, added, q_num_heads=heads, kv_num_heads=kv_heads, **attrs)
+    y = t("Mul", y, t.reshape(*seen, (seen[1][0], *seen[1][2:]))) if seen else y
     return t.transpose(t.reshape(y, (batch, rows, heads * width), (batch, rows, heads, width)), (0, 2, 1, 3))
 
 
 def _joined(t: Tape, x: str, shape: tuple[Size, ...]) -> str:
-    """[batch rows heads size] as [batch rows heads*size], given the shape after heads and rows change places."""
+    """[batch heads rows size] as [batch rows heads*size], given the shape after heads and rows change places."""
     batch, heads, rows, size = shape
     return t.reshape(x, (batch, rows, heads, size), (batch, rows, heads * size))
 
 
-def _attention_mask(t: Tape, node: Node, mask: str | None, bias: str | None) -> str | None:
-    """Mask and bias as one operand, of rank 4 and with the rows of the queries, which it does not repeat itself."""
-    both = t("Where", mask, bias, t.constant(-math.inf, dtype_in(node))) if mask and bias else mask or bias
-    if both is None:
+def _added(t: Tape, node: Node, mask: str | None, bias: str | None) -> str | None:
+    """What is added to scores, of rank 4 and with the rows of the queries, which the operator does not repeat itself.
+
+    It is finite: runtimes that are older than the rule that a row without any key is zero (onnx 1.23) give NaN for infinities there.
+    """
+    dtype = dtype_in(node)
+    added = bias if mask is None else t("Where", mask, bias or t.constant(0, dtype), t.constant(LOWEST[dtype], dtype))
+    if added is None:
         return None
     shape = broadcast(*(x.shape for x in node.inputs[3:5] if x is not None))
     wide = (*(1,) * (4 - len(shape)), *shape)
     rows = shape_in(node)[-2]
-    both = t.reshape(both, shape, wide)
-    return both if wide[-2] == rows else t("Expand", both, t.shape((1, 1, rows, 1)))
+    added = t.reshape(added, shape, wide)
+    return added if wide[-2] == rows else t("Expand", added, t.shape((1, 1, rows, 1)))
 
 
 def _seen(t: Tape, node: Node, mask: str | None) -> tuple[str, tuple[Size, ...]] | None:
-    """Whether a row sees some key, [batch|1 heads|1 rows|1 1], and these sizes."""
+    """1 for a row that sees some key, else 0, [batch|1 heads|1 rows|1 1], and these sizes: what older runtimes give is multiplied by it."""
     if mask is None:
         return None
     shape = (*(1,) * (4 - len(shape_in(node, 3))), *shape_in(node, 3))
-    return t("ReduceMax", t.reshape(mask, shape_in(node, 3), shape), t.constant([-1]), keepdims=1), (*shape[:-1], 1)
-
-
-def _where_seen(t: Tape, node: Node, seen: str | None, y: str) -> str:
-    # the standard asks for zeros in rows that see no key since onnx 1.23; older runtimes give a mean or NaN
-    return y if seen is None else t("Where", seen, y, t.constant(0, dtype_in(node)))
+    some = t("ReduceMax", t.reshape(mask, shape_in(node, 3), shape), t.constant([-1]), keepdims=1)
+    return t("Cast", some, to=DATA_TYPES[dtype_in(node)]), (*shape[:-1], 1)
 
 
 def _rotary_fits(node: Node) -> bool:

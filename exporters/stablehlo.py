@@ -14,11 +14,13 @@ from typing import Any
 
 from ..frontends.jax import as_program
 from ..frontends.jax_table import JAX, jax, native_dtype
+from ..ir import ops
 from ..ir.atomic import atomic_folder
 from ..ir.definition import Definition
 from ..ir.errors import MissingExtraError, TargetError, UsageError, nearest
 from ..ir.graph import Graph, Param, Value
 from ..ir.sizes import bind
+from ..ir.table import lower
 from ..ir.types import Type
 from ..ir.weights import Weights
 from .artifact import GraphFile, WeightFiles, graph_file, write_manifest
@@ -118,7 +120,23 @@ def symbolic_sizes(graph: Graph) -> dict[str, Any]:
     plain = sizes()  # whose text is JAX's own notation
     least = [f"{plain[n]} >= {k}" for n, k in graph.bounds.items() if k > 1 and n in plain]
     most = [f"{bind(d, plain, JAX.minimum, JAX.maximum)} <= {k}" for d, (k, _) in graph.limits.items() if d.names() <= plain.keys()]
-    return sizes(*least, *most)
+    known = [*least, *most, *_unproven(graph, sizes(*least, *most))]
+    return sizes(*known)
+
+
+def _unproven(graph: Graph, sizes: Mapping[str, Any]) -> list[str]:
+    """What holds of sizes where JAX cannot tell: none is negative, and an axis that is read or written by index is not empty."""
+    nodes = lower(graph, JAX).live()
+    least = dict.fromkeys((d for node in nodes for v in node.outputs for d in v.shape), 0)
+    least |= {node.inputs[0].shape[node.attrs["axis"]]: 1 for node in nodes if node.op in (ops.take, ops.gather, ops.scatter)}
+    found: dict[str, None] = {}
+    for d, n in least.items():
+        size = bind(d, sizes, JAX.minimum, JAX.maximum)
+        try:
+            _ = size >= n
+        except jax.errors.InconclusiveDimensionOperation:
+            found[f"{size} >= {n}"] = None
+    return list(found)
 
 
 def _spec(value: Value, sizes: Mapping[str, Any]) -> Any:

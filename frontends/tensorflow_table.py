@@ -222,7 +222,9 @@ _MOVES: dict[Any, Callable[..., Tensor]] = {
 
 
 def _sortable(x: Tensor) -> Tensor:
-    """x in a dtype that both the kernels and XLA order."""
+    """x in a dtype that both the kernels and XLA order, with one zero, where XLA puts -0 before 0."""
+    if x.dtype.is_floating:
+        return tf.where(x == 0, tf.zeros_like(x), x)
     return tf.cast(x, tf.int32) if x.dtype in (tf.bool, tf.int8, tf.uint8, tf.int16) else x
 
 
@@ -235,8 +237,8 @@ def _extreme(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def _top_k(x: Tensor, *, k: int) -> tuple[Tensor, Tensor]:
-    values, index = tf.math.top_k(_sortable(x), k)
-    return tf.cast(values, x.dtype), _int64(index)
+    index, last = tf.math.top_k(_sortable(x), k).indices, x.shape.rank - 1
+    return tf.gather(x, index, axis=last, batch_dims=last), _int64(index)
 
 
 def _argsort(x: Tensor, *, axis: int, descending: bool) -> Tensor:

@@ -67,6 +67,7 @@ class GrowingCache(Cache):
         from .ops import concat
 
         graph, place, both = current(), self._place(slot), []
+        graph.bounds["past"] = 0
         for name, x in (("key", k), ("value", v)):
             old = graph.input(f"past_key_values.{place}.{name}", x.type.with_axis(2, self.past))
             both.append(concat(old, x, axis=2))

@@ -141,7 +141,8 @@ class Graph:
 
     def random_key(self) -> Value:
         """The input that randomness is drawn from, declared on first use."""
-        return next((v for v in self.inputs if v.name == "random_key"), None) or self.input("random_key", Type("u32", (2,)))
+        found = next((v for v in self.inputs if v.name == "random_key"), None)
+        return self.input("random_key", Type("u32", (2,))) if found is None else found
 
     def random_site(self) -> int:
         """A number that no other draw of this graph has."""

@@ -73,15 +73,12 @@ class BertEmbeddings(Layer):
 
     def __init__(self, c: BertConfig):
         n = c.hidden_size
-        self.words, self.positions, self.segments = (
-            nn.Embedding(c.vocab_size, n, c.pad_token_id),
-            nn.Embedding(c.max_position_embeddings, n),
-            nn.Embedding(c.type_vocab_size, n),
-        )
+        self.words, self.segments = nn.Embedding(c.vocab_size, n, c.pad_token_id), nn.Embedding(c.type_vocab_size, n)
+        self.positions = nn.Embedding(c.max_position_embeddings, n)
         self.norm, self.dropout = nn.LayerNorm(n, c.layer_norm_eps), nn.Dropout(c.hidden_dropout_prob)
         self.absolute, self.most = c.position_embedding_type == "absolute", c.max_position_embeddings
 
-    def forward(self, input_ids: Value | None, token_type_ids: Value | None, position_ids: Value | None, inputs_embeds: Value | None) -> Value:
+    def forward(self, input_ids=None, token_type_ids=None, position_ids=None, inputs_embeds=None) -> Value:
         """[batch seq n]; segment 0 and positions from 0 where none are given."""
         x = self.words(input_ids) if inputs_embeds is None else inputs_embeds
         x = x + (self.segments.weight[0] if token_type_ids is None else self.segments(token_type_ids))
@@ -106,25 +103,13 @@ class Bert(Layer):
         else:
             keys = c.position_embedding_type == "relative_key_query"
             attention = RelativeAttention(n, c.num_attention_heads, positions=c.max_position_embeddings, keys=keys, causal=c.is_decoder, **options)
-        mlp = nn.Mlp(
-            nn.Linear(n, c.intermediate_size), nn.Linear(c.intermediate_size, n), nn.ACTIVATIONS[c.hidden_act], dropout=c.hidden_dropout_prob
-        )
-        norm = lambda: nn.LayerNorm(n, c.layer_norm_eps)
-        cross = nn.PostNorm(nn.Attention(n, c.num_attention_heads, **options), norm()) if c.add_cross_attention else None
-        return nn.Block(nn.PostNorm(attention, norm()), nn.PostNorm(mlp, norm()), cross)
+        mlp = nn.Mlp(n, c.intermediate_size, c.hidden_act, dropout=c.hidden_dropout_prob)
+        cross = nn.Attention(n, c.num_attention_heads, **options) if c.add_cross_attention else None
+        return nn.Block(nn.PostNorm, lambda: nn.LayerNorm(n, c.layer_norm_eps), attention, mlp, cross)
 
-    def forward(
-        self,
-        input_ids=None,
-        attention_mask=None,
-        token_type_ids=None,
-        position_ids=None,
-        inputs_embeds=None,
-        encoder_hidden_states=None,
-        encoder_attention_mask=None,
-    ):
+    def forward(self, attention_mask=None, encoder_hidden_states=None, encoder_attention_mask=None, **words):
         """-> last_hidden_state [batch seq n], pooler_output [batch n]."""
-        x = self.embeddings(input_ids, token_type_ids, position_ids, inputs_embeds)
+        x = self.embeddings(**words)
         with collecting() as seen:
             x, states = nn.run_blocks(self.blocks, x, nn.key_mask(attention_mask), None, encoder_hidden_states, nn.key_mask(encoder_attention_mask))
         return {"last_hidden_state": x, "pooler_output": self.pooler and self.pooler(x), "hidden_states": states, **seen}

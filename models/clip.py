@@ -87,8 +87,7 @@ class Tower(Layer):
     def _block(c: TowerConfig, causal: bool) -> nn.Block:
         n = c.hidden_size
         attention = nn.Attention(n, c.num_attention_heads, causal=causal, dropout=c.attention_dropout)
-        mlp = nn.Mlp(nn.Linear(n, c.intermediate_size), nn.Linear(c.intermediate_size, n), nn.ACTIVATIONS[c.hidden_act])
-        return nn.Block(nn.PreNorm(attention, nn.LayerNorm(n, c.layer_norm_eps)), nn.PreNorm(mlp, nn.LayerNorm(n, c.layer_norm_eps)))
+        return nn.Block(nn.PreNorm, lambda: nn.LayerNorm(n, c.layer_norm_eps), attention, nn.Mlp(n, c.intermediate_size, c.hidden_act))
 
     def run(self, x: Value, mask: Value | None = None) -> tuple[Value, dict[str, Any]]:
         """The last state, and states and attention weights by name."""
@@ -137,18 +136,6 @@ class VisionTower(Tower):
         return {"last_hidden_state": x, "pooler_output": self.norm(x[:, 0]), **seen}
 
 
-class Projected(Layer):
-    """A tower's pooled state in the common space."""
-
-    def __init__(self, body: Tower, n: int, width: int, name: str):
-        self.body, self.projection, self.name = body, nn.Linear(n, width, bias=False), name
-
-    def forward(self, **inputs):
-        """-> text_embeds or image_embeds [batch width], last_hidden_state."""
-        out = self.body(**inputs)
-        return {self.name: self.projection(out["pooler_output"]), "last_hidden_state": out["last_hidden_state"], **nn.rest(out)}
-
-
 class Clip(Layer):
     """How well each text fits each image."""
 
@@ -167,7 +154,7 @@ class Clip(Layer):
         per_text = a @ ops.transpose(b, perm=(1, 0)) * ops.exp(self.logit_scale)
         per_image = ops.transpose(per_text, perm=(1, 0))
         return {
-            "loss": contrastive_loss(per_text, per_image) if return_loss else None,
+            "loss": nn.contrastive_loss(per_text, per_image) if return_loss else None,
             "logits_per_image": per_image,
             "logits_per_text": per_text,
             "text_embeds": a,
@@ -175,14 +162,6 @@ class Clip(Layer):
             "text_model_output": text,
             "vision_model_output": image,
         }
-
-
-def contrastive_loss(per_text: Value, per_image: Value) -> Value:
-    """The mean of choosing the image for each text and the text for each image; there must be as many of one as of the other."""
-    texts, images = per_text.shape
-    for more in (texts - images, images - texts):
-        current().limit(more, 0, "return_loss pairs each text with an image")
-    return (ops.cross_entropy(per_text, ops.iota(size=texts)) + ops.cross_entropy(per_image, ops.iota(size=images))) / 2.0
 
 
 def _mean_classifier(c: ClipConfig) -> nn.SequenceClassifier:
@@ -259,10 +238,10 @@ CARD = Card(
         "CLIPTextModel": _text_head(lambda c: TextTower(c.text), ""),
         "CLIPVisionModel": _vision_head(lambda c: VisionTower(c.vision), ""),
         "CLIPTextModelWithProjection": _text_head(
-            lambda c: Projected(TextTower(c.text), c.text.hidden_size, c.text.projection_dim, "text_embeds"), "body."
+            lambda c: nn.Projected(TextTower(c.text), c.text.hidden_size, c.text.projection_dim, "text_embeds"), "body."
         ),
         "CLIPVisionModelWithProjection": _vision_head(
-            lambda c: Projected(VisionTower(c.vision), c.vision.hidden_size, c.vision.projection_dim, "image_embeds"), "body."
+            lambda c: nn.Projected(VisionTower(c.vision), c.vision.hidden_size, c.vision.projection_dim, "image_embeds"), "body."
         ),
         "CLIPForImageClassification": _vision_head(_mean_classifier, "body.", labels=nn.label_type),
     },

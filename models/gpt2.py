@@ -73,30 +73,22 @@ class Gpt2(Layer):
         n, inner = c.n_embd, c.n_inner or 4 * c.n_embd
         scale = (n // c.n_head) ** -0.5 if c.scale_attn_weights else 1.0
         options = {"scale": scale / (i + 1) if c.scale_attn_by_inverse_layer_idx else scale, "dropout": c.attn_pdrop, "out_dropout": c.resid_pdrop}
-        norm = lambda: nn.LayerNorm(n, c.layer_norm_epsilon)
-        mlp = nn.Mlp(nn.Affine(n, inner), nn.Affine(inner, n), nn.ACTIVATIONS[c.activation_function], dropout=c.resid_pdrop)
-        cross = nn.PreNorm(nn.FusedAttention(n, c.n_head, cross=True, **options), norm()) if c.add_cross_attention else None
-        return nn.Block(nn.PreNorm(nn.FusedAttention(n, c.n_head, causal=True, **options), norm()), nn.PreNorm(mlp, norm()), cross)
+        mlp = nn.Mlp(n, inner, c.activation_function, layer=nn.Affine, dropout=c.resid_pdrop)
+        cross = nn.FusedAttention(n, c.n_head, cross=True, **options) if c.add_cross_attention else None
+        attention = nn.FusedAttention(n, c.n_head, causal=True, **options)
+        return nn.Block(nn.PreNorm, lambda: nn.LayerNorm(n, c.layer_norm_epsilon), attention, mlp, cross)
 
-    def forward(
-        self,
-        input_ids=None,
-        attention_mask=None,
-        token_type_ids=None,
-        position_ids=None,
-        inputs_embeds=None,
-        encoder_hidden_states=None,
-        encoder_attention_mask=None,
-    ):
-        """-> last_hidden_state [batch seq n]; positions count from 0, whatever the mask says, and token types are words."""
+    def embed(self, input_ids=None, token_type_ids=None, position_ids=None, inputs_embeds=None) -> Value:
+        """[batch seq n]; positions count from 0, whatever the mask says, and token types are words."""
         x = self.words(input_ids) if inputs_embeds is None else inputs_embeds
         x = x + self.positions(current().cache.positions(x.shape[1], self.most) if position_ids is None else position_ids)
-        if token_type_ids is not None:
-            x = x + self.words(token_type_ids)
+        return x if token_type_ids is None else x + self.words(token_type_ids)
+
+    def forward(self, attention_mask=None, encoder_hidden_states=None, encoder_attention_mask=None, **words):
+        """-> last_hidden_state [batch seq n]."""
+        x, mask, memory_mask = self.dropout(self.embed(**words)), nn.key_mask(attention_mask), nn.key_mask(encoder_attention_mask)
         with collecting() as seen:
-            x, states = nn.run_blocks(
-                self.blocks, self.dropout(x), nn.key_mask(attention_mask), None, encoder_hidden_states, nn.key_mask(encoder_attention_mask)
-            )
+            x, states = nn.run_blocks(self.blocks, x, mask, None, encoder_hidden_states, memory_mask)
         x = self.norm(x)
         return {"last_hidden_state": x, "hidden_states": [*states[:-1], x], **seen}
 

@@ -105,11 +105,9 @@ class Swin(Layer):
             n, c.num_heads[i], c.window_size, shift=shift, partition=partition, kind="attentions" if j == c.depths[i] - 1 else "others",
             bias=c.qkv_bias, out_bias=True, dropout=c.attention_probs_dropout_prob, out_dropout=c.attention_probs_dropout_prob,
         )  # fmt: skip
-        inner = int(c.mlp_ratio * n)
-        mlp = nn.Mlp(nn.Linear(n, inner), nn.Linear(inner, n), nn.ACTIVATIONS[c.hidden_act], dropout=c.hidden_dropout_prob)
+        mlp = nn.Mlp(n, int(c.mlp_ratio * n), c.hidden_act, dropout=c.hidden_dropout_prob)
         rate = c.drop_path_rate * place / max(1, total - 1)
-        norm = lambda: nn.LayerNorm(n, c.layer_norm_eps)
-        return nn.Block(nn.PreNorm(DropBranch(attention, rate), norm()), nn.PreNorm(mlp, norm()))
+        return nn.Block(nn.PreNorm, lambda: nn.LayerNorm(n, c.layer_norm_eps), DropBranch(attention, rate), mlp)
 
     def states(self, pixel_values: Value, bool_masked_pos: Value | None) -> tuple[list[Value], list[Value]]:
         """The map before each stage and the last one; the map that each stage makes before it is merged, the embeddings first."""

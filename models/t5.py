@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 from ..ir import layers as nn
@@ -39,20 +40,16 @@ class T5Config(Config):
 
     def check(self, where: str) -> None:
         """Buckets beyond the exact ones need distances beyond them."""
-        exact = self.relative_attention_num_buckets // 4
-        if exact < 1 or self.relative_attention_max_distance <= 2 * exact:
-            raise ConfigError(
-                f"{where}: relative_attention_max_distance is {self.relative_attention_max_distance} and relative_attention_num_buckets "
-                f"{self.relative_attention_num_buckets}, expected at least 4 buckets and a distance above half of them"
-            )
+        buckets, most = self.relative_attention_num_buckets, self.relative_attention_max_distance
+        if buckets < 4 or most <= buckets // 2:
+            found = f"relative_attention_num_buckets is {buckets} and relative_attention_max_distance {most}"
+            raise ConfigError(f"{where}: {found}, expected at least 4 buckets and a distance above half of them")
 
     @property
     def start(self) -> int:
         """The id that decoding starts with."""
         if self.decoder_start_token_id is None:
-            raise ConfigError(
-                "config.json: decoder_start_token_id is missing, expected the id that decoder_input_ids start with\n  or pass decoder_input_ids"
-            )
+            raise ConfigError("config.json: decoder_start_token_id is missing, expected the id that decoder_input_ids start with\n  or pass them")
         return self.decoder_start_token_id
 
 
@@ -60,10 +57,8 @@ class Stack(Layer):
     """Blocks with one table of relative positions, and a last normalisation."""
 
     def __init__(self, c: T5Config, layers: int, decoder: bool):
-        self.bias, self.dropout = (
-            nn.RelativeBias(c.num_heads, c.relative_attention_num_buckets, c.relative_attention_max_distance, causal=decoder),
-            nn.Dropout(c.dropout_rate),
-        )
+        self.bias = nn.RelativeBias(c.num_heads, c.relative_attention_num_buckets, c.relative_attention_max_distance, causal=decoder)
+        self.dropout = nn.Dropout(c.dropout_rate)
         self.blocks = [self._block(c, decoder) for _ in range(layers)]
         self.norm = nn.RMSNorm(c.d_model, c.layer_norm_epsilon)
 
@@ -71,9 +66,9 @@ class Stack(Layer):
     def _block(c: T5Config, decoder: bool) -> nn.Block:
         n, rate = c.d_model, c.dropout_rate
         options = {"inner": c.num_heads * c.d_kv, "bias": False, "scale": 1.0, "dropout": rate, "out_dropout": rate}
-        norm = lambda: nn.RMSNorm(n, c.layer_norm_epsilon)
-        cross = nn.PreNorm(nn.Attention(n, c.num_heads, **options), norm()) if decoder else None
-        return nn.Block(nn.PreNorm(nn.Attention(n, c.num_heads, causal=decoder, **options), norm()), nn.PreNorm(feed_forward(c), norm()), cross)
+        cross = nn.Attention(n, c.num_heads, **options) if decoder else None
+        attention = nn.Attention(n, c.num_heads, causal=decoder, **options)
+        return nn.Block(nn.PreNorm, lambda: nn.RMSNorm(n, c.layer_norm_epsilon), attention, feed_forward(c), cross)
 
     def forward(self, x: Value, mask: Value | None, memory: Value | None = None, memory_mask: Value | None = None) -> tuple[Value, list[Value]]:
         """The normalised last state [batch seq n] and all states, the last one normalised."""
@@ -85,10 +80,8 @@ class Stack(Layer):
 def feed_forward(c: T5Config) -> Layer:
     """Plain, or gated; "gated-gelu" means the tanh approximation."""
     gated, name = c.feed_forward_proj.startswith("gated-"), c.feed_forward_proj.removeprefix("gated-")
-    activation = nn.ACTIVATIONS["gelu_new" if gated and name == "gelu" else name]
-    up, down = lambda: nn.Linear(c.d_model, c.d_ff, bias=False), nn.Linear(c.d_ff, c.d_model, bias=False)
-    dropout = {"inner_dropout": c.dropout_rate, "dropout": c.dropout_rate}
-    return nn.GatedMlp(up(), up(), down, activation, **dropout) if gated else nn.Mlp(up(), down, activation, **dropout)
+    options = {"layer": partial(nn.Linear, bias=False), "inner_dropout": c.dropout_rate, "dropout": c.dropout_rate}
+    return (nn.GatedMlp if gated else nn.Mlp)(c.d_model, c.d_ff, "gelu_new" if gated and name == "gelu" else name, **options)
 
 
 class T5Encoder(Layer):
@@ -115,13 +108,11 @@ class T5(T5Encoder):
         """What the decoder reads where it is given nothing."""
         raise InputError("T5 lacks input 'decoder_input_ids': i64[batch decoder_seq]; or give labels to a head that has them")
 
-    def forward(
-        self, input_ids=None, attention_mask=None, inputs_embeds=None, decoder_input_ids=None, decoder_attention_mask=None, decoder_inputs_embeds=None
-    ):
+    def forward(self, decoder_input_ids=None, decoder_attention_mask=None, decoder_inputs_embeds=None, attention_mask=None, **words):
         """-> last_hidden_state [batch decoder_seq n], encoder_last_hidden_state [batch seq n]."""
         if decoder_input_ids is None and decoder_inputs_embeds is None:
-            decoder_input_ids = self.prompt(input_ids)
-        encoded = super().forward(input_ids, attention_mask, inputs_embeds)
+            decoder_input_ids = self.prompt(words.get("input_ids"))
+        encoded = super().forward(attention_mask=attention_mask, **words)
         x = self.words(decoder_input_ids) if decoder_inputs_embeds is None else decoder_inputs_embeds
         with collecting() as seen:
             x, states = self.decoder(x, nn.key_mask(decoder_attention_mask), encoded["last_hidden_state"], nn.key_mask(attention_mask))

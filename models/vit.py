@@ -76,8 +76,8 @@ class Vit(Layer):
     def _block(c: VitConfig) -> nn.Block:
         n, rate = c.hidden_size, c.hidden_dropout_prob
         attention = nn.Attention(n, c.num_attention_heads, bias=c.qkv_bias, out_bias=True, dropout=c.attention_probs_dropout_prob, out_dropout=rate)
-        mlp = nn.Mlp(nn.Linear(n, c.intermediate_size), nn.Linear(c.intermediate_size, n), nn.ACTIVATIONS[c.hidden_act], dropout=rate)
-        return nn.Block(nn.PreNorm(attention, nn.LayerNorm(n, c.layer_norm_eps)), nn.PreNorm(mlp, nn.LayerNorm(n, c.layer_norm_eps)))
+        mlp = nn.Mlp(n, c.intermediate_size, c.hidden_act, dropout=rate)
+        return nn.Block(nn.PreNorm, lambda: nn.LayerNorm(n, c.layer_norm_eps), attention, mlp)
 
     def forward(self, pixel_values, bool_masked_pos=None, interpolate_pos_encoding=False):
         """-> last_hidden_state [batch 1+patches n], pooler_output [batch m]."""

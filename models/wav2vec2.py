@@ -91,8 +91,8 @@ class Wav2Vec2Config(Config):
 class AdaptedBlock(nn.Block):
     """A block with a small residual layer behind it (https://arxiv.org/abs/2305.13516)."""
 
-    def __init__(self, attention: Layer, mlp: Layer, adapter: Layer):
-        super().__init__(attention, mlp)
+    def __init__(self, *parts: Any, adapter: Layer):
+        super().__init__(*parts)
         self.adapter = adapter
 
     def forward(self, x: Value, *context: Any) -> Value:
@@ -103,13 +103,11 @@ class AdaptedBlock(nn.Block):
 def _block(c: Wav2Vec2Config) -> nn.Block:
     n, kind = c.hidden_size, nn.PreNorm if c.do_stable_layer_norm else nn.PostNorm
     attention = nn.Attention(n, c.num_attention_heads, dropout=c.attention_dropout, out_dropout=c.hidden_dropout)
-    dropout = {"inner_dropout": c.activation_dropout, "dropout": c.hidden_dropout}
-    mlp = nn.Mlp(nn.Linear(n, c.intermediate_size), nn.Linear(c.intermediate_size, n), nn.ACTIVATIONS[c.hidden_act], **dropout)
-    parts = kind(attention, nn.LayerNorm(n, c.layer_norm_eps)), kind(mlp, nn.LayerNorm(n, c.layer_norm_eps))
+    mlp = nn.Mlp(n, c.intermediate_size, c.hidden_act, inner_dropout=c.activation_dropout, dropout=c.hidden_dropout)
+    parts = kind, lambda: nn.LayerNorm(n, c.layer_norm_eps), attention, mlp
     if not (c.adapter_attn_dim and c.do_stable_layer_norm):
         return nn.Block(*parts)
-    small = nn.Mlp(nn.Linear(n, c.adapter_attn_dim), nn.Linear(c.adapter_attn_dim, n), ops.relu)
-    return AdaptedBlock(*parts, nn.PreNorm(small, nn.LayerNorm(n, 1e-5)))
+    return AdaptedBlock(*parts, adapter=nn.PreNorm(nn.Mlp(n, c.adapter_attn_dim, "relu"), nn.LayerNorm(n, 1e-5)))
 
 
 class Adapter(Layer):
@@ -135,10 +133,8 @@ class Wav2Vec2(Layer):
     """Features of the samples, blocks over their frames and, where configured, an adapter."""
 
     def __init__(self, c: Wav2Vec2Config):
-        widths, styles = (
-            [1, *c.conv_dim],
-            ["layer"] * len(c.conv_dim) if c.feat_extract_norm == "layer" else ["group"] + ["none"] * (len(c.conv_dim) - 1),
-        )
+        widths, count = [1, *c.conv_dim], len(c.conv_dim)
+        styles = ["layer"] * count if c.feat_extract_norm == "layer" else ["group"] + ["none"] * (count - 1)
         rows = zip(widths, c.conv_dim, c.conv_kernel, c.conv_stride, styles, strict=False)
         self.features = [nn.SampleConv(*row[:4], bias=c.conv_bias, norm=row[4], activation=c.feat_extract_activation) for row in rows]
         self.projection = nn.FeatureProjection(c.conv_dim[-1], c.hidden_size, c.layer_norm_eps, c.feat_proj_dropout)

@@ -122,9 +122,8 @@ def _exported(folder: Path, on: str | None, head: str | None) -> tuple[str, list
         return on, [graphs[stem] for stem in CHAIN]
     if known and not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
         have = ", ".join(f"{g.file} ({g.head} for {g.target})" for g in known)
-        raise UsageError(
-            f"{folder} has {have}, expected one graph of {head or 'a head'} for {on}, or a checkpoint\n  choose --on and --head to fit, or export the model anew"
-        )
+        wanted = f"one graph of {head or 'a head'} for {on}, or a checkpoint"
+        raise UsageError(f"{folder} has {have}, expected {wanted}\n  choose --on and --head to fit, or export the model anew")
     return on, []
 
 
@@ -163,7 +162,6 @@ def _taken(inputs: Inputs, source: _Checkpoint | _Artifact) -> Arrays:
     """The inputs without those that the source does not take and that say nothing; InputError for one that says something."""
     for k, x in inputs.items():
         if k not in source.takes and not (k in PLAIN and np.all(x == PLAIN[k])):
-            raise InputError(
-                f"{source.name} takes no {k!r}, without which these inputs mean something else\n  run them one at a time, or export it with --input {k}"
-            )
+            way_out = f"run them one at a time, or export it with --input {k}"
+            raise InputError(f"{source.name} takes no {k!r}, without which these inputs mean something else\n  {way_out}")
     return {k: x for k, x in inputs.items() if k in source.takes}

@@ -100,7 +100,11 @@ def _attribute(x: Any) -> str:
 
 
 def _result(v: Value) -> str:
-    return f'<b id="{_anchor(v)}">{html.escape(v.name)}</b>: <i>{html.escape(str(v.type))}</i>'
+    return f'<b id="{_anchor(v)}">{html.escape(v.name)}</b>: {_type(v)}'
+
+
+def _type(v: Value) -> str:
+    return f"<i>{html.escape(str(v.type))}</i>"
 
 
 def _link(v: Value) -> str:
@@ -115,12 +119,14 @@ def _anchor(v: Value) -> str:
 
 _PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title>
 <style>
-body{{font:14px/1.5 system-ui,sans-serif;margin:0 1.5rem 4rem}} h1{{margin:1rem 0 0}} h2{{font-size:1rem;margin:1rem 0 .2rem}} p{{margin:0;color:#556}}
-nav{{position:sticky;top:0;background:#fff;padding:.6rem 0;border-bottom:1px solid #dde}} input,button{{font:inherit;padding:.25rem .5rem}}
-input{{width:28rem;max-width:60vw}} details{{margin-left:.4rem;padding-left:.6rem;border-left:1px solid #ccd}} summary{{cursor:pointer;font-weight:600}}
-.n{{margin-left:1rem;padding-left:2rem;text-indent:-2rem;font:12.5px/1.6 ui-monospace,monospace;overflow-wrap:anywhere}} .n:has(b:target){{background:#fff3b0}}
-i{{color:#067;font-style:normal}} u{{text-decoration:none;color:#609;font-weight:600}} code{{color:#850}} small{{color:#667;font-weight:400}} a{{color:#04c}}
-.hide{{display:none}}
+body{{font:14px/1.5 system-ui,sans-serif;margin:0 1.5rem 4rem}}
+h1{{margin:1rem 0 0}} h2{{font-size:1rem;margin:1rem 0 .2rem}} p{{margin:0;color:#556}}
+nav{{position:sticky;top:0;background:#fff;padding:.6rem 0;border-bottom:1px solid #dde}}
+input,button{{font:inherit;padding:.25rem .5rem}} input{{width:28rem;max-width:60vw}}
+details{{margin-left:.4rem;padding-left:.6rem;border-left:1px solid #ccd}} summary{{cursor:pointer;font-weight:600}}
+.n{{margin-left:1rem;padding-left:2rem;text-indent:-2rem;font:12.5px/1.6 ui-monospace,monospace;overflow-wrap:anywhere}}
+.n:has(b:target){{background:#fff3b0}} .hide{{display:none}} a{{color:#04c}} code{{color:#850}}
+i{{color:#067;font-style:normal}} u{{text-decoration:none;color:#609;font-weight:600}} small{{color:#667;font-weight:400}}
 </style>
 <h1>{title}</h1><p>{head}</p>
 <nav><input id="q" type="search" placeholder="search: an op, a layer, a weight, a type" autofocus>

@@ -31,7 +31,7 @@ FRAMEWORK_MODULES |= {"exporters/stablehlo.py", "exporters/saved_model.py"}
 IR_NEEDS = {"numpy", "ml_dtypes"}
 
 CARD_LINES, FILE_LINES, TABLE_LINES, FUNCTION_LINES = 250, 400, 600, 40
-DEFINITION_LINES = 2000  # all cards with the layers and heads that they share
+DEFINITION_LINES = 2000  # of code in all cards with the layers and heads that they share
 # files that are mostly rows: one per op, per target, per sample
 TABLES = {"frontends/torch_table.py", "frontends/tensorflow_table.py", "frontends/jax_table.py", "exporters/onnx_table.py"}
 UNWRITTEN = re.compile(r"(?<![\w.:/])/(?:work|opt|root|home|Users|tmp|mnt)/|\b(?:TO" + r"DO|FIX" + r"ME)\b")
@@ -119,8 +119,19 @@ def test_files_and_functions_stay_short(path: Path) -> None:
 
 
 def test_definitions_stay_small() -> None:
-    lines = {_name(path): len(path.read_text().splitlines()) for path in _sources("models", "ir/layers")}
+    lines = {_name(path): _definition_lines(path) for path in _sources("models", "ir/layers") if path.name != "__init__.py"}
     assert sum(lines.values()) <= DEFINITION_LINES, lines
+
+
+def _definition_lines(path: Path) -> int:
+    """Lines that define something: no blank ones, comments, docstrings or imports."""
+    aside: set[int] = set()
+    for node in ast.walk(_tree(path)):
+        texts = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+        if texts or isinstance(node, (ast.Import, ast.ImportFrom)):
+            aside.update(range(node.lineno, node.end_lineno + 1))
+    rows = enumerate(path.read_text().splitlines(), 1)
+    return sum(1 for i, row in rows if row.strip() and not row.strip().startswith("#") and i not in aside)
 
 
 def test_nothing_unfinished_and_no_machine_paths() -> None:

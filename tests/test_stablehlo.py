@@ -211,28 +211,29 @@ class Sized(Layer):
         together = ops.concat(x, z, axis=0)
         ends = ops.sum(y[3:] - y[: m - 3], axis=0)
         half, every = x[: n // 2], self.table[1 : n + 1 : 2]  # no proof that the table is long enough
-        for _ in range(2):
-            y = ops.max_pool(y[None, None], kernel=(2,), stride=(2,), padding=((0, 0),))[0, 0]
-        marked = ops.where(marks, y, 0.0)
+        pooled = y[None, None]
+        for kernel in (3, 2):
+            pooled = ops.max_pool(pooled, kernel=(kernel,), stride=(2,), padding=((0, 0),))
+        marked = ops.reshape(ops.where(marks, pooled, 0.0)[0] * x[:, 0:1], shape=(n * marks.shape[0],))
         return {"least": least, "most": most, "together": together, "ends": ends, "half": half, "every": every, "marked": marked}
 
 
 def test_sizes_out_of_the_ordinary(tmp_path: Path) -> None:
-    inputs = {"x": "f32[n 2]", "y": "f32[m>=4]", "z": "f32[past 2]", "marks": "bool[m//4]"}
+    inputs = {"x": "f32[n 2]", "y": "f32[m>=7]", "z": "f32[past 2]", "marks": "bool[(m-1)//4]"}
     model = Definition(Sized(), inputs, ArrayWeights({"table": np.arange(80, dtype=np.float32).reshape(40, 2)}))
     stablehlo.export(model, tmp_path)
     session, rng = open_stablehlo(tmp_path), np.random.default_rng(0)
-    for n, m, past in [(3, 8, 0), (9, 4, 5)]:
+    for n, m, past in [(3, 8, 0), (9, 7, 5)]:
         shapes = {"x": (n, 2), "y": (m,), "z": (past, 2)}
-        given = {k: rng.standard_normal(s).astype(np.float32) for k, s in shapes.items()} | {"marks": np.arange(m // 4) == 0}
+        given = {k: rng.standard_normal(s).astype(np.float32) for k, s in shapes.items()} | {"marks": np.arange((m - 1) // 4) == 0}
         made = session(**given)
         for k, want in reference(model.graph(), given, model.weights).items():
             assert made[k].shape == want.shape
             np.testing.assert_allclose(made[k], want, rtol=1e-5, atol=1e-6)
-    with pytest.raises(InputError, match=r"input 'y' has m=3, expected at least 4"):
+    with pytest.raises(InputError, match=r"input 'y' has m=3, expected at least 7"):
         session(x=np.zeros((2, 2)), y=np.zeros(3), z=np.zeros((1, 2)), marks=np.zeros(0, bool))
     program, _ = stablehlo.to_exported(model.graph())
-    with pytest.raises(ValueError, match=r"m - 4 >= 0|m >= 4"):
+    with pytest.raises(ValueError, match=r"m - 7 >= 0|m >= 7"):
         program.call([model.weights.array("table")], [jnp.zeros((2, 2)), jnp.zeros(3), jnp.zeros((1, 2)), jnp.zeros(0, bool)])
 
 

@@ -35,15 +35,15 @@ class Everything(il.Layer):
 
     def __init__(self, n: int = 8):
         self.stem, self.words = Stem(n), layers.Embedding(11, n)
-        mlp = lambda: layers.Mlp(layers.Linear(n, 16), layers.Linear(16, n), ops.gelu)
-        attention = lambda: layers.PreNorm(layers.Attention(n, 2), layers.LayerNorm(n, 1e-5))
-        self.blocks = [layers.Block(attention(), layers.PreNorm(mlp(), layers.RMSNorm(n, 1e-5))) for _ in range(2)]
+        norm = lambda: layers.LayerNorm(n, 1e-5)
+        self.blocks = [layers.Block(layers.PreNorm, norm, layers.Attention(n, 2), layers.Mlp(n, 16, "gelu")) for _ in range(2)]
+        self.last = layers.RMSNorm(n, 1e-5)
         self.head = layers.Linear(n, 3)
 
     def forward(self, image, ids):
         x = ops.concat(self.words(ids), self.stem(image), axis=1)
         x, _ = layers.run_blocks(self.blocks, x)
-        return {"logits": self.head(ops.mean(x, axis=1)), "wide": ops.tanh(ops.pad(x, low=(0, 1, 0), high=(0, 0, 0)))}
+        return {"logits": self.head(ops.mean(self.last(x), axis=1)), "wide": ops.tanh(ops.pad(x, low=(0, 1, 0), high=(0, 0, 0)))}
 
 
 @pytest.fixture(scope="module")

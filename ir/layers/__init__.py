@@ -19,8 +19,8 @@ from .audio import (
 )
 from .audio_heads import Contrastive, FrameClassifier, RecordingClassifier, Transcriber, Unmasked, XVector
 from .basic import ACTIVATIONS, Affine, BatchNorm, Conv, DropPath, Dropout, Embedding, GatedMlp, GroupNorm, LayerNorm, Linear, Mlp, RMSNorm
-from .heads import LanguageModel, MultipleChoice, Pooler, SequenceClassifier, SpanClassifier, TokenClassifier, Transform, Vocabulary
-from .heads import causal_loss, classification_loss, label_type, last_token, pick, rest, text_inputs, with_choices
+from .heads import LanguageModel, MultipleChoice, Pooler, Projected, SequenceClassifier, SpanClassifier, TokenClassifier, Transform, Vocabulary
+from .heads import causal_loss, classification_loss, contrastive_loss, label_type, last_token, pick, rest, text_inputs, with_choices
 from .pooling import POOLING, SentenceEmbedding
 from .positions import RelativeBias
 from .vision import Identity, Patches, PixelDecoder, masked_pixel_loss, pair, positions_for, sequence_of, stage_names

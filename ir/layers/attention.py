@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from .. import ops
@@ -155,20 +156,14 @@ class PostNorm(Layer):
 
 
 class Block(Layer):
-    """Attention, attention to a memory where there is one, and a feed-forward part, each a `PreNorm` or `PostNorm`."""
+    """Attention, attention to a memory where there is one, and a feed-forward part, each in a `kind` (PreNorm or PostNorm) with a norm of its own."""
 
-    def __init__(self, attention: Layer, mlp: Layer, cross: Layer | None = None):
-        self.attention, self.cross, self.mlp = attention, cross, mlp
+    def __init__(self, kind: Any, norm: Callable[[], Layer], attention: Layer, mlp: Layer, cross: Layer | None = None):
+        self.attention, self.mlp = kind(attention, norm()), kind(mlp, norm())
+        self.cross = None if cross is None else kind(cross, norm())
 
-    def forward(
-        self,
-        x: Value,
-        mask: Value | None = None,
-        bias: Value | None = None,
-        memory: Value | None = None,
-        memory_mask: Value | None = None,
-    ) -> Value:
-        """[batch seq n] -> the same."""
+    def forward(self, x: Value, mask: Any = None, bias: Any = None, memory: Any = None, memory_mask: Any = None) -> Value:
+        """x [batch seq n], mask and bias as `Attention`'s, memory [batch keys m] and its mask -> [batch seq n]."""
         x = self.attention(x, mask, bias)
         if self.cross is not None and memory is not None:
             x = self.cross(x, memory_mask, None, memory)

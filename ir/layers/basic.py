@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from .. import ops
 from ..graph import Param, Value, current
@@ -200,10 +201,10 @@ def _count(x: Value):
 
 
 class Mlp(Layer):
-    """Two linear layers with an activation between, dropout after it and at the end."""
+    """Two linear layers with an activation between, dropout after it and at the end; `layer(n_in, n_out)` makes the linear ones."""
 
-    def __init__(self, up: Layer, down: Layer, activation: Activation, *, inner_dropout: float = 0.0, dropout: float = 0.0):
-        self.up, self.down, self.activation = up, down, activation
+    def __init__(self, n: int, inner: int, activation: str, *, layer: Any = Linear, inner_dropout: float = 0.0, dropout: float = 0.0):
+        self.up, self.down, self.activation = layer(n, inner), layer(inner, n), ACTIVATIONS[activation]
         self.inner_dropout, self.dropout = Dropout(inner_dropout), Dropout(dropout)
 
     def forward(self, x: Value) -> Value:
@@ -212,10 +213,10 @@ class Mlp(Layer):
 
 
 class GatedMlp(Layer):
-    """down(activation(gate(x)) * linear(x)) (https://arxiv.org/abs/2002.05202)."""
+    """down(activation(gate(x)) * linear(x)) (https://arxiv.org/abs/2002.05202); `layer(n_in, n_out)` makes the linear ones."""
 
-    def __init__(self, gate: Layer, linear: Layer, down: Layer, activation: Activation, *, inner_dropout: float = 0.0, dropout: float = 0.0):
-        self.gate, self.linear, self.down, self.activation = gate, linear, down, activation
+    def __init__(self, n: int, inner: int, activation: str, *, layer: Any = Linear, inner_dropout: float = 0.0, dropout: float = 0.0):
+        self.gate, self.linear, self.down, self.activation = layer(n, inner), layer(n, inner), layer(inner, n), ACTIVATIONS[activation]
         self.inner_dropout, self.dropout = Dropout(inner_dropout), Dropout(dropout)
 
     def forward(self, x: Value) -> Value:

@@ -7,7 +7,7 @@ from typing import Any
 from .. import ops
 from ..config import Config
 from ..errors import ConfigError
-from ..graph import Param, Value
+from ..graph import Param, Value, current
 from ..layer import Layer
 from .basic import Activation, Dropout, Embedding, LayerNorm, Linear
 
@@ -196,3 +196,23 @@ def pick(x: Value, place: Value) -> Value:
     """x [batch seq n] at place i64[batch] -> [batch n]."""
     where = ops.broadcast_to(place[:, None, None], shape=(x.shape[0], 1, x.shape[2]))
     return ops.squeeze(ops.gather(x, where, axis=1), 1)
+
+
+class Projected(Layer):
+    """A tower's pooled state in the common space."""
+
+    def __init__(self, body: Layer, n: int, width: int, name: str):
+        self.body, self.projection, self.name = body, Linear(n, width, bias=False), name
+
+    def forward(self, **inputs):
+        """-> text_embeds or image_embeds [batch width], last_hidden_state."""
+        out = self.body(**inputs)
+        return {self.name: self.projection(out["pooler_output"]), "last_hidden_state": out["last_hidden_state"], **rest(out)}
+
+
+def contrastive_loss(per_text: Value, per_image: Value) -> Value:
+    """The mean of choosing the image for each text and the text for each image; there must be as many of one as of the other."""
+    texts, images = per_text.shape
+    for more in (texts - images, images - texts):
+        current().limit(more, 0, "return_loss pairs each text with an image")
+    return (ops.cross_entropy(per_text, ops.iota(size=texts)) + ops.cross_entropy(per_image, ops.iota(size=images))) / 2.0
