@@ -12,12 +12,14 @@ import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+FORMATS = ("onnx", "stablehlo", "saved_model")
+TARGETS = ("onnxruntime", "xla", "torch", "tensorflow", "tf2onnx", "numpy")
+ON = f"One of {', '.join(TARGETS)}"
 LATE = 1.0  # seconds after which work says what it is doing
 
 app = typer.Typer(
@@ -37,25 +39,18 @@ OUTPUTS = Annotated[list[str] | None, typer.Option("--output", metavar="GLOB", h
 DEVICE = Annotated[str, typer.Option(metavar="NAME", help="cpu, cuda, tpu; tensorrt for onnxruntime; with a number where there are several: cuda:1.")]
 
 
-class Format(StrEnum):
-    """What an export writes."""
+def _one_of(choices: Sequence[str]) -> Callable[[Any], Any]:
+    """A check of an option's value or values."""
 
-    onnx = "onnx"
-    stablehlo = "stablehlo"
-    saved_model = "saved_model"
+    def check(given: Any) -> Any:
+        from .ir.errors import nearest
 
+        for value in given if isinstance(given, (list, tuple)) else [given]:
+            if value is not None and value not in choices:
+                raise typer.BadParameter(f"{value!r} is unknown{nearest(value, choices)}")
+        return given
 
-class Target(StrEnum):
-    """What a model is run on."""
-
-    onnxruntime = "onnxruntime"
-    xla = "xla"
-    torch = "torch"
-    tensorflow = "tensorflow"
-    numpy = "numpy"
-
-
-ON = f"One of {', '.join(Target)}"
+    return check
 
 
 class Steps:
@@ -145,7 +140,7 @@ def interlingua(
 def export(
     model: MODEL,
     out: Annotated[Path | None, typer.Argument(metavar="FOLDER", help="Where to write; default: in place, beside the checkpoint's weights.")] = None,
-    to: Annotated[Format, typer.Option(help="What to write.")] = Format.onnx,
+    to: Annotated[str, typer.Option(metavar="FORMAT", callback=_one_of(FORMATS), help=f"One of {', '.join(FORMATS)}.")] = "onnx",
     head: HEAD = None,
     input: INPUTS = None,
     output: OUTPUTS = None,
@@ -171,14 +166,14 @@ def export(
       interlingua export ./all-MiniLM-L6-v2 ./served --output sentence_embedding
       interlingua export ./vit ./vit-xla --to stablehlo --output logits --output 'hidden_states.*'
     """
-    if opset is not None and to is not Format.onnx:
-        raise typer.BadParameter(f"an opset is ONNX's, not one of {to.value}; leave it out", param_hint="--opset")
+    if opset is not None and to != "onnx":
+        raise typer.BadParameter(f"an opset is ONNX's, not one of {to}; leave it out", param_hint="--opset")
     with _steps() as progress:
         loaded = _load(model, head, progress)
         if out is None and not Path(model).expanduser().is_dir():
             raise typer.BadParameter(f"{model} is no folder but a hub's id: say where to write", param_hint="FOLDER")
         options: dict[str, Any] = {} if opset is None else {"opset": opset}
-        made = loaded.export(out, to.value, inputs=input, outputs=output, cache=cache, check=check, overwrite=overwrite, progress=progress, **options)
+        made = loaded.export(out, to, inputs=input, outputs=output, cache=cache, check=check, overwrite=overwrite, progress=progress, **options)
     place = Path(out or loaded.folder)
     for graph in made:
         typer.echo(
@@ -209,7 +204,10 @@ def _bytes(n: float) -> str:
 @app.command()
 def verify(
     model: MODEL,
-    on: Annotated[list[Target] | None, typer.Option(metavar="TARGET", help=f"{ON}; repeat for several. Default: all that are installed.")] = None,
+    on: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TARGET", callback=_one_of(TARGETS), help=f"{ON}; repeat for several. Default: all that are installed."),
+    ] = None,
     head: HEAD = None,
     input: INPUTS = None,
     output: OUTPUTS = None,
@@ -235,8 +233,7 @@ def verify(
     with _steps() as progress:
         loaded = _load(model, head, progress)
         truth = None if against is None else _load(against, head or loaded.head, progress)
-        targets = [t.value for t in on] if on else None
-        report = run(loaded, targets, device=device, inputs=input, outputs=output, truth=truth, seed=seed, progress=progress)
+        report = run(loaded, on or None, device=device, inputs=input, outputs=output, truth=truth, seed=seed, progress=progress)
     _print_report(report)
     raise typer.Exit(0 if report.ok else 1)
 
@@ -268,7 +265,9 @@ def run(
     ] = None,
     image: Annotated[list[Path] | None, typer.Option(metavar="FILE", help="An image file; repeat for several.")] = None,
     audio: Annotated[list[Path] | None, typer.Option(metavar="FILE", help="A WAV file; repeat for several.")] = None,
-    on: Annotated[Target | None, typer.Option(metavar="TARGET", help=f"{ON}; default: what the folder was exported for.")] = None,
+    on: Annotated[
+        str | None, typer.Option(metavar="TARGET", callback=_one_of(TARGETS), help=f"{ON}; default: what the folder was exported for.")
+    ] = None,
     head: HEAD = None,
     device: DEVICE = "cpu",
     top_k: Annotated[int, typer.Option(min=1, metavar="N", help="How many answers to show.")] = 5,
@@ -287,7 +286,7 @@ def run(
 
     raw = {"text": _texts(text, "--text"), "pair": _texts(pair, "--pair"), "image": image or None, "audio": audio or None}
     with _steps() as progress:
-        ran = run_raw(model, _load, on.value if on else None, head=head, device=device, top_k=top_k, progress=progress, **raw)
+        ran = run_raw(model, _load, on, head=head, device=device, top_k=top_k, progress=progress, **raw)
     typer.echo(str(ran.answer))
     for note in ran.notes:
         typer.echo(f"note: {note}", err=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -52,9 +53,7 @@ class Model(Definition):
     def with_weights(self, arrays: Mapping[str, Any]) -> Model:
         """The same model with other weights by key; missing, extra and misshapen ones are listed at once."""
         weights = ArrayWeights(arrays)
-        stored = match(self.params, weights, lambda p: [p.key], where=self.name)
-        if extra := sorted(set(arrays) - set(stored)):
-            raise CheckpointError(f"{self.name} has no weight {extra[0]!r}{nearest(extra[0], stored)}")
+        match(self.params, weights, lambda p: [p.key], where=self.name, unknown=lambda used: sorted(set(arrays) - used))
         return self._remade(weights)
 
     def _remade(self, weights: Weights) -> Model:
@@ -172,8 +171,8 @@ def assemble(
     params = name_tree(layer, names.key)
     absent: list[Param] = []
     known = lambda p: spellings(p.key, head.prefix, card.base, card.also)
-    stored = match(params, weights, known, where=where, absent=absent, all_optional=init_missing)
-    _check_unused(card, config, weights, set(stored.values()), where, strict)
+    unknown = lambda used: _unknown(card, config, weights, used)
+    stored = match(params, weights, known, where=where, unknown=unknown, strict=strict, absent=absent, all_optional=init_missing)
     inputs = head.inputs_for(config)
     return Model(
         layer,
@@ -207,48 +206,57 @@ def _pooled(layer: Layer, folder: str) -> Layer:
 
 
 def match(
-    params: Iterable[Param], weights: Weights, names: Any, *, where: str, absent: list[Param] | None = None, all_optional: bool = False
+    params: Iterable[Param],
+    weights: Weights,
+    names: Any,
+    *,
+    where: str,
+    unknown: Any,
+    strict: bool = True,
+    absent: list[Param] | None = None,
+    all_optional: bool = False,
 ) -> dict[str, str]:
-    """For each parameter's key the name it is stored under; CheckpointError lists every missing and misshapen one.
+    """For each parameter's key the name it is stored under; CheckpointError lists every missing, misshapen and unknown weight.
 
-    Buffers that a checkpoint need not hold (all parameters, if `all_optional`) are put into `absent` instead.
+    `unknown` tells those that nothing needs from the names that are used; unless `strict`, they alone are a warning. Buffers that a checkpoint
+    need not hold (all parameters, if `all_optional`) are put into `absent` instead.
     """
     stored: dict[str, str] = {}
     missing: list[str] = []
     wrong: list[str] = []
     for p in params:
         found = next((k for k in names(p) if k in weights), None)
-        if found is None and absent is not None and (all_optional or not isinstance(p.init, str)):
-            absent.append(p)
-        elif found is None:
-            missing.append(p.key)
-        elif (shape := weights.spec(found)[1]) != p.shape:
-            wrong.append(f"{found} has shape {list(shape)}, expected {list(p.shape)}")
-        else:
+        if found is not None:
             stored[p.key] = found
-    if missing or wrong:
-        rows = [f"missing: {k}" for k in missing] + [f"misshapen: {k}" for k in wrong]
-        if missing:
-            rows.append("pass init_missing=True to draw missing ones anew, or choose the head that was saved")
-        raise CheckpointError(f"{where}: {len(missing)} weights are missing and {len(wrong)} misshapen\n  " + "\n  ".join(rows))
+            if (shape := weights.spec(found)[1]) != p.shape:
+                wrong.append(f"{found} has shape {list(shape)}, expected {list(p.shape)}")
+        elif absent is not None and (all_optional or not isinstance(p.init, str)):
+            absent.append(p)
+        else:
+            missing.append(p.key)
+    extra = unknown(set(stored.values()))
+    if missing or wrong or (extra and strict):
+        rows = [f"missing: {k}" for k in missing] + [f"misshapen: {k}" for k in wrong] + [f"unknown: {k}" for k in extra]
+        if missing and absent is not None:
+            rows.append("choose the head that was saved, or pass init_missing=True to draw missing weights anew")
+        raise CheckpointError(f"{where}: {len(missing)} weights are missing, {len(wrong)} misshapen and {len(extra)} unknown\n  " + "\n  ".join(rows))
+    if extra:
+        told = f"{', '.join(extra[:8])}{', ...' if len(extra) > 8 else ''}"
+        warnings.warn(f"{where}: {len(extra)} weights belong to no head of this architecture: {told}; they are not used", stacklevel=4)
     return stored
 
 
-def _check_unused(card: Card, config: Config, weights: Weights, used: set[str], where: str, strict: bool) -> None:
+def _unknown(card: Card, config: Config, weights: Weights, used: set[str]) -> list[str]:
+    """The weights of a checkpoint that no head of the architecture needs."""
     extra = [k for k in weights if k not in used and not any(fnmatchcase(k, glob) for glob in card.unused)]
     if not extra:
-        return
+        return []
     known: set[str] = set()
     for head in card.heads.values():
-        for p in name_tree(head.build(config), card.names_for(head).key):
-            known.update(spellings(p.key, head.prefix, card.base, card.also))
-    if unknown := [k for k in extra if k not in known]:
-        text = (
-            f"{where}: {len(unknown)} weights belong to no head of {card.model_type}: {', '.join(unknown[:8])}{', ...' if len(unknown) > 8 else ''}"
-        )
-        if strict:
-            raise CheckpointError(text)
-        warnings.warn(text + "; they are not used", stacklevel=4)
+        with suppress(ConfigError):  # a head that this configuration cannot have
+            for p in name_tree(head.build(config), card.names_for(head).key):
+                known.update(spellings(p.key, head.prefix, card.base, card.also))
+    return [k for k in extra if k not in known]
 
 
 def from_torch(net: Any, like: Model) -> Model:

@@ -67,7 +67,7 @@ def as_module(definition: Definition, *, outputs: Sequence[str] | None = None, j
     large model: where each call has other sizes, pad them to a few lengths or give `jit_compile=False`.
 
     `outputs` are globs (`hidden_states.*`); `dtype` stores float parameters as "bf16", "f16", "f32" or "f64" and computes in it. Raises UsageError
-    for an unknown output or dtype.
+    for an unknown dtype, and in the first call for an output that its inputs do not give.
     """
     return Module(definition, outputs, jit_compile, checked_float(dtype))
 

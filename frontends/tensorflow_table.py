@@ -147,9 +147,10 @@ def _at(axis: int, along: slice) -> tuple[slice, ...]:
 
 
 def _random_uniform(key: Tensor, *, shape: Any, site: int) -> Tensor:
-    # one named generator, so that compiled and uncompiled draws are the same
+    """24 bits of one named generator: XLA's own choice of generator, and its floats, are not those of the kernels."""
     seed = tf.random.fold_in(tf.bitcast(key, tf.int32), site, alg="philox")
-    return tf.random.stateless_uniform(shape, seed, alg="philox")
+    bits = tf.random.stateless_uniform(shape, seed, None, None, tf.uint32, alg="philox")
+    return tf.cast(tf.bitwise.right_shift(bits, tf.constant(8, tf.uint32)), tf.float32) * 2.0**-24
 
 
 def _constant(*, value: Any, dtype: str) -> Tensor:
@@ -441,7 +442,7 @@ def _ctc_loss(log_probs: Tensor, labels: Tensor, input_lengths: Tensor, label_le
     seen = tf.gather(tf.transpose(log_probs, [1, 0, 2]), path, axis=2, batch_dims=1)
     seen = tf.transpose(tf.maximum(seen, _NEVER), [1, 0, 2])
     total = _log_likelihood(seen, skips, _int64(input_lengths)[:, None], _int64(label_lengths)[:, None])
-    return tf.where(total < _NEVER / 2, np.inf, -total)
+    return tf.where(total < _NEVER / 2, tf.cast(np.inf, total.dtype), -total)
 
 
 @tf.custom_gradient

@@ -58,7 +58,15 @@ def _tensorflow(definition: Definition, graph: Graph, device: str, **options: An
     return TensorflowSession(definition, graph, device, **options)
 
 
-TARGETS = {"numpy": NumpySession, "onnxruntime": _ort, "xla": _xla, "torch": _torch, "tensorflow": _tensorflow}
+def _tf2onnx(definition: Definition, graph: Graph, device: str, **options: Any) -> Session:
+    """A second way to ONNX that shares no rule with the first: TensorFlow's graph, converted by tf2onnx."""
+    from ..exporters.onnx_from_tensorflow import to_proto
+    from .ort import OnnxSession
+
+    return OnnxSession(to_proto(definition, graph).SerializeToString(), graph, device, name=definition.name, **options)
+
+
+TARGETS = {"numpy": NumpySession, "onnxruntime": _ort, "xla": _xla, "torch": _torch, "tensorflow": _tensorflow, "tf2onnx": _tf2onnx}
 MODULES = {"numpy": "numpy", "onnxruntime": "onnxruntime", "xla": "jax", "torch": "torch", "tensorflow": "tensorflow"}
 
 
@@ -81,7 +89,7 @@ def compile(
 ) -> Session:
     """A session of a model: NumPy in, NumPy out.
 
-    `on` is onnxruntime, xla, torch, tensorflow or numpy; `device` cpu, cuda, tpu (or tensorrt for onnxruntime); `inputs` and `outputs` choose
+    `on` is onnxruntime, xla, torch, tensorflow, numpy, or tf2onnx (an independent second way to ONNX); `device` cpu, cuda, tpu (or tensorrt for onnxruntime); `inputs` and `outputs` choose
     optional inputs and outputs on demand; `options` are the target session's. Errors: UsageError for an unknown target, MissingExtraError for
     one that is not installed, TargetError for a device or op that it lacks.
     """

@@ -22,7 +22,17 @@ from .session import Session
 from .targets import compile, installed
 
 # Units of float32 rounding noise that a target may be off by: its kernels sum in other orders and use other approximations of exp and erf.
-FACTORS = {"numpy": 2.0, "onnxruntime": 20.0, "onnx": 20.0, "xla": 20.0, "stablehlo": 20.0, "torch": 20.0, "tensorflow": 20.0, "saved_model": 20.0}
+FACTORS = {
+    "numpy": 2.0,
+    "onnxruntime": 20.0,
+    "onnx": 20.0,
+    "xla": 20.0,
+    "stablehlo": 20.0,
+    "torch": 20.0,
+    "tensorflow": 20.0,
+    "saved_model": 20.0,
+    "tf2onnx": 20.0,
+}
 FLOOR = 4 * float(np.finfo(np.float32).eps)  # of an output's magnitude: no output is held to less than this
 Progress = Callable[[str], None]
 

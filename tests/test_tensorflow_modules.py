@@ -135,14 +135,14 @@ def test_names_that_tensorflow_refuses_are_kept_as_keys():
 def test_what_does_not_fit_is_said():
     definition, arrays = tagger(), batch()
     net = as_module(definition, jit_compile=False)
-    with pytest.raises(InputError, match="Tagger has no input 'input_id'; did you mean 'input_ids'?"):
+    with pytest.raises(InputError, match=r"Tagger has no input 'input_id'; did you mean 'input_ids'\?"):
         net(input_id=arrays["input_ids"])
     with pytest.raises(InputError, match="input 'signal' has seq=6, but 'input_ids' has seq=7"):
         net(input_ids=arrays["input_ids"], signal=arrays["signal"][:, :, :6])
     with pytest.raises(InputError, match="input 'input_ids' is of dtype float32, expected"):
         net(input_ids=tf.cast(arrays["input_ids"], tf.float32), signal=arrays["signal"])
-    with pytest.raises(UsageError, match="Tagger has no output 'logit'; did you mean 'logits'?"):
-        as_module(definition, outputs=["logit"])
+    with pytest.raises(UsageError, match=r"Tagger has no output 'logit'; did you mean 'logits'\?"):
+        as_module(definition, outputs=["logit"])(**usual(arrays))
     with pytest.raises(UsageError, match="dtype='f8' is not a float dtype"):
         as_module(definition, dtype="f8")
 
@@ -281,7 +281,7 @@ def test_devices_that_are_not_there():
     definition = tagger()
     with pytest.raises(TargetError, match=r"device 'cuda' is not there: TensorFlow [\d.]+ sees CPU:0"):
         TensorflowSession(definition, definition.graph(), "cuda")
-    with pytest.raises(UsageError, match="device 'cpuu' is unknown to TensorFlow sessions; did you mean 'cpu'?"):
+    with pytest.raises(UsageError, match="device 'cpuu' is unknown to TensorFlow sessions; did you mean 'cpu'"):
         TensorflowSession(definition, definition.graph(), "cpuu")
 
 
@@ -400,12 +400,12 @@ def test_what_tf2onnx_lacks_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     drawn = Graph()
     with drawn.tracing():
         drawn.outputs = {"y": ops.random_uniform(drawn.random_key(), shape=(3,), site=0)}
-    with pytest.raises(TargetError, match=r"tf2onnx cannot express .*StatelessRandomUniformV2.* of Tagger"):
+    with pytest.raises(TargetError, match=r"tf2onnx cannot express .*StatelessRandomUniformFullIntV2 of Tagger"):
         onnx_from_tensorflow.to_proto(definition, drawn)
     with pytest.raises(TargetError, match="opset 23 is not written through tf2onnx, expected 13 to 18"):
         onnx_from_tensorflow.export(definition, tmp_path / "model.onnx", opset=23)
-    monkeypatch.setattr(onnx_from_tensorflow, "LARGEST", 1000)
-    with pytest.raises(TargetError, match="bytes of weights, tf2onnx takes less than 1000"):
+    monkeypatch.setattr(onnx_from_tensorflow, "LARGEST", 500)
+    with pytest.raises(TargetError, match="bytes of weights, tf2onnx takes less than 500"):
         onnx_from_tensorflow.export(definition, tmp_path / "model.onnx")
     assert list(tmp_path.iterdir()) == []
 

@@ -121,3 +121,8 @@ def _spoiled(op: Op, hit: list[str]) -> Any:
 def test_same_seed_same_inputs(model: il.Model):
     assert str(il.verify(model, ["numpy"], seed=5)) == str(il.verify(model, ["numpy"], seed=5))
     assert str(il.verify(model, ["numpy"], seed=5)) != str(il.verify(model, ["numpy"], seed=6))
+
+
+def test_second_way_to_onnx(model: il.Model):
+    """ONNX through TensorFlow and tf2onnx shares no rule with our exporter, and agrees with the same reference."""
+    assert il.verify(model, ["tf2onnx"]).check().ok

@@ -52,7 +52,8 @@ class Answer:
         columns = list(dict.fromkeys(key for row in self.rows for key in row))
         if all(row.get("input", 0) == 0 for row in self.rows):
             columns = [column for column in columns if column != "input"]
-        table = [columns, *([_cell(row.get(column, "")) for column in columns] for row in self.rows)]
+        longest = None if len(set(columns) - {"input"}) == 1 else LONGEST_CELL  # a transcript is all there is: it is not cut
+        table = [columns, *([_cell(row.get(column, ""), longest) for column in columns] for row in self.rows)]
         widths = [max(len(line[i]) for line in table) for i in range(len(columns))]
         right = [isinstance(next((row[c] for row in self.rows if c in row), ""), (int, float)) for c in columns]
         return "\n".join(_line(line, widths, right) for line in table)
@@ -94,14 +95,14 @@ def _spelt(name: str) -> str:
     return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
-def _cell(value: Any) -> str:
+def _cell(value: Any, longest: int | None = LONGEST_CELL) -> str:
     if isinstance(value, float):
         return f"{value:.4f}"
     if isinstance(value, (list, tuple)):
         return " ".join(_cell(item) for item in value)
     text = value if isinstance(value, str) else str(value)
     text = text if text == text.strip() and text.isprintable() else repr(text)
-    return text if len(text) <= LONGEST_CELL else text[: LONGEST_CELL - 1] + "…"
+    return text if longest is None or len(text) <= longest else text[: longest - 1] + "…"
 
 
 def _line(cells: Iterable[str], widths: list[int], right: list[bool]) -> str:
