@@ -1,6 +1,6 @@
 """The command line: export, run, verify, show, models.
 
-Exit codes: 0 good; 1 wrong numbers or failed work; 2 wrong use, a missing file or an unknown model.
+Exit codes: 0 good; 1 wrong numbers or failed work; 2 wrong use: an unknown name, a place that is not there, existing output.
 """
 
 from __future__ import annotations
@@ -335,17 +335,18 @@ def show(
     with _steps() as progress:
         loaded = _load(model, head, progress)
         graph = loaded.graph(input, output)
-    typer.echo(summary(loaded, graph))
     if html is not None:
         from .ir.atomic import atomic_file
 
         with atomic_file(html, overwrite=overwrite) as path:
             path.write_text(page(loaded, graph), "utf-8")
-        typer.echo(f"wrote {html}")
+    typer.echo(summary(loaded, graph))
     if parameters:
         typer.echo("\n".join(["", *parameter_lines(loaded)]))
     elif html is None:
         typer.echo("\n" + print_graph(graph, data=False), nl=False)
+    if html is not None:
+        typer.echo(f"wrote {html}")
 
 
 @app.command()

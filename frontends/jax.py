@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from ..ir.definition import Definition, check_inputs
-from ..ir.errors import InputError, nearest
+from ..ir.errors import InputError, UsageError, nearest
 from ..ir.graph import Graph, Param
 from ..ir.table import lower, run
-from ..ir.types import Type, dtype_of
+from ..ir.types import KINDS, Type, dtype_of
 from .jax_table import JAX, jax, jnp, native_dtype
 
 Arrays = Mapping[str, Any]
@@ -29,10 +29,12 @@ def as_function(definition: Definition, *, outputs: Sequence[str] | None = None,
     `fn({**params, **state}, ...)` evaluates what was trained.
 
     `dtype` stores trainable floats as "bf16", "f16", "f32" or "f64" (with `jax_enable_x64`); a run computes in the dtype of `params`.
-    A graph is traced for the set of inputs given; None is an input left out. Raises InputError for an input or parameter that does not fit.
+    A graph is traced for the set of inputs given; None is an input left out. Raises UsageError for an unknown dtype, InputError for an input or
+    parameter that does not fit.
     """
+    dtype = checked_float(dtype)
     params = {p.key: _weight(definition, p, dtype) for p in definition.params if p.trainable}
-    state = {p.key: _weight(definition, p, None) for p in definition.params if not p.trainable}
+    state = {p.key: _weight(definition, p, "f32") for p in definition.params if not p.trainable}
     known = [*params, *state]
     graph_of = lru_cache(maxsize=None)(lambda names: lower(definition.graph(names, outputs, training=training), JAX))
 
@@ -68,7 +70,7 @@ def evaluate(graph: Graph, weights: Arrays, inputs: Arrays) -> dict[str, Any]:
     """The outputs of a lowered graph, whose `f32` is the dtype of its trainable parameters, else of its other ones, else of its inputs."""
     params = graph.params()
     float = _float_of([weights[p.key] for p in params if p.trainable], [weights[p.key] for p in params], inputs.values())
-    fit = lambda x, type: jnp.asarray(x).astype(_run_dtype(type, float))
+    fit = lambda x, type: jnp.asarray(x).astype(run_dtype(type, float))
     table = JAX.for_run(float)
     feed = {p: fit(weights[p.key], p.type) for p in params} | {v: table.agree(v, fit(inputs[v.name], v.type)) for v in graph.inputs}
     made = run(graph, table, feed)
@@ -92,13 +94,22 @@ def as_program(graph: Graph) -> tuple[Callable[[Sequence[Any], Sequence[Any]], t
     return program, params
 
 
-def _weight(definition: Definition, param: Param, dtype: str | None) -> Any:
-    wanted = dtype if dtype and param.type.dtype == "f32" else param.type.dtype
-    return jnp.asarray(definition.weights.array(param.key)).astype(native_dtype(wanted))
+def checked_float(dtype: str | None) -> str:
+    """The name of a float to compute in, f32 by default. UsageError for one that is unknown, or that JAX was not told to use."""
+    if dtype not in (None, *KINDS["float"]):
+        raise UsageError(f"dtype {dtype!r} is not a float{nearest(str(dtype), KINDS['float'])}")
+    if dtype == "f64" and not jax.config.read("jax_enable_x64"):
+        raise UsageError("dtype 'f64' is off in this process\n  run: jax.config.update('jax_enable_x64', True)")
+    return dtype or "f32"
 
 
-def _run_dtype(type: Type, float: str) -> np.dtype:
+def run_dtype(type: Type, float: str) -> np.dtype:
+    """What JAX holds a value of that type in, where the graph's `f32` is another float."""
     return native_dtype(float if type.dtype == "f32" else type.dtype)
+
+
+def _weight(definition: Definition, param: Param, float: str) -> Any:
+    return jnp.asarray(definition.weights.array(param.key)).astype(run_dtype(param.type, float))
 
 
 def _float_of(*groups: Iterable[Any]) -> str:

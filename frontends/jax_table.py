@@ -131,6 +131,7 @@ JAX.rules.update(
         ops.concat: lambda *xs, axis: jnp.concatenate(xs, axis),
         ops.split: lambda x, *, axis, sizes: tuple(lax.split(x, sizes, axis)),
         ops.flip: lambda x, *, axis: jnp.flip(x, axis),
+        ops.roll: lambda x, *, axis, shift: jnp.roll(x, shift, axis),
         ops.gather: lambda x, index, *, axis: jnp.take_along_axis(x, index, axis),
         ops.iota: lambda *, size: jnp.arange(size),
         ops.literal: lambda *, value, dtype: jnp.asarray(value.array, native_dtype(dtype)),

@@ -40,7 +40,19 @@ class Feed(dict):
     def __missing__(self, param: Value) -> np.ndarray:
         if not isinstance(param, Param) or self.weights is None:
             raise KeyError(f"nothing is fed for {param!r}")
-        return widen(self.weights.array(param.key), self.float)
+        return widen(read(self.weights, param.key), self.float)
+
+
+def read(weights: Weights, key: str) -> np.ndarray:
+    """A weight as stored, read from its file and not mapped: the pages of a map would stay counted with the process until the end of the run."""
+    place = weights.location(key)
+    if place is None:
+        return weights.array(key)
+    dtype, shape = weights.spec(key)
+    with open(place.file, "rb") as file:
+        file.seek(place.offset)
+        data = file.read(place.length)
+    return np.frombuffer(data, NUMPY_DTYPES[dtype]).reshape(shape)
 
 
 def widen(x: Any, float: str) -> np.ndarray:

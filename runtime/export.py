@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -85,12 +86,12 @@ def _checker(model: Model, graphs: Mapping[str, Graph], to: str, progress: Progr
     """Runs each written graph, while it is still in its staging folder, against the reference."""
 
     def check(files: Mapping[str, Path], staging: Path, folder: Path) -> dict[str, dict[str, float]]:
-        from .verify import verify_session
+        from .verify import verify_artifact
 
         errors = {}
         for stem, graph in graphs.items():
-            session = _open_staged(to, files[stem], [staging, folder], graph)
-            errors[stem] = verify_session(session, graph, model, to, progress=progress).check().errors(to)
+            opened = partial(_open_staged, to, files[stem], [staging, folder], graph)
+            errors[stem] = verify_artifact(opened, graph, model, to, progress=progress).check().errors(to)
         return errors
 
     return check

@@ -188,12 +188,19 @@ def describe_first(rows: Sequence[Row]) -> str:
     return f"{bad.output} (off by {bad.error:.1e}, allowed {bad.limit:.1e})"
 
 
-def verify_session(
-    session: Session, graph: Graph, model: Definition, target: str, *, seed: int = 0, progress: Progress = lambda text: None
+def verify_artifact(
+    open: Callable[[], Session], graph: Graph, model: Definition, target: str, *, seed: int = 0, progress: Progress = lambda text: None
 ) -> Report:
-    """A session of an artifact against the model that it was made from; `graph` is the model's own."""
-    report = Report(model.name)
+    """A session of an artifact against the model that it was made from; `graph` is the model's own.
+
+    The reference is run before the session is opened, so that the two never hold their weights at the same time.
+    """
+    report, truths = Report(model.name), []
     for sample in make_samples(graph, getattr(model, "config", None), seed):
-        progress(f"{target}: checking {sample.name}")
-        report.rows += Truth(graph, sample, model).rows(target, session(**sample.arrays))
+        progress(f"{target}: computing the float64 reference, {sample.name}")
+        truths.append(Truth(graph, sample, model))
+    progress(f"{target}: running what was written")
+    session = open()
+    for truth in truths:
+        report.rows += truth.rows(target, session(**truth.sample.arrays))
     return report

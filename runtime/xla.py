@@ -12,12 +12,13 @@ import numpy as np
 
 from ..exporters.artifact import GraphFile, find_graph, read_manifest
 from ..ir.definition import Definition
-from ..ir.errors import CheckpointError, InputError, InterlinguaError, MissingExtraError, ShapeError, TargetError
+from ..ir.errors import CheckpointError, InputError, InterlinguaError, MissingExtraError, ShapeError, TargetError, UsageError, nearest
 from ..ir.graph import Graph
 from ..ir.sizes import parse_size
 from ..ir.types import NUMPY_DTYPES, Type
 from .session import Session
 
+DEVICES = ("cpu", "cuda", "tpu")
 Program = Callable[[Sequence[Any], Sequence[Any]], Sequence[Any]]
 
 
@@ -27,7 +28,7 @@ class XlaSession(Session):
     `program(weights, inputs)` takes and gives arrays by place, inputs and outputs in the graph's order; `dtypes` are those of its inputs by name.
     `device` is cpu, cuda or tpu, with a number where there are several (`cuda:1`). The buffers of inputs named in `donate` may be reused for outputs.
 
-    Raises TargetError for a device that is not here.
+    Raises UsageError for an unknown device, TargetError for one that is not here.
     """
 
     target = "xla"
@@ -86,16 +87,20 @@ def compile_xla(
     *,
     inputs: Iterable[str] | None = None,
     outputs: Iterable[str] | None = None,
+    dtype: str | None = None,
     **options: Any,
 ) -> XlaSession:
-    """A session of a definition's graph through `jax.jit`. `options` are `device` and `donate` of `XlaSession`."""
-    from ..frontends.jax import as_program
-    from ..frontends.jax_table import native_dtype
+    """A session of a definition's graph through `jax.jit`. `options` are `device` and `donate` of `XlaSession`.
 
-    graph = definition.graph(inputs, outputs) if graph is None else graph
+    `dtype` is what floats are inside, float32 unless "bf16", "f16" or "f64"; results have the graph's dtypes all the same.
+    """
+    _jax()
+    from ..frontends.jax import as_program, checked_float, run_dtype
+
+    graph, float = definition.graph(inputs, outputs) if graph is None else graph, checked_float(dtype)
     program, params = as_program(graph)
-    weights = (definition.weights.array(p.key).astype(native_dtype(p.type.dtype), copy=False) for p in params)
-    dtypes = {v.name: native_dtype(v.type.dtype) for v in graph.inputs}
+    weights = (definition.weights.array(p.key).astype(run_dtype(p.type, float), copy=False) for p in params)
+    dtypes = {v.name: run_dtype(v.type, float) for v in graph.inputs}
     return XlaSession(graph, program, weights, dtypes, name=definition.name, **options)
 
 
@@ -116,15 +121,18 @@ def open_staged(file: Path, folders: Sequence[Path], graph: Graph | None = None,
 
 
 def find_device(device: str) -> Any:
-    """JAX's device of that name."""
+    """JAX's device of that name. UsageError for an unknown one, TargetError for one that is not here."""
     jax = _jax()
+    present = [*jax.devices(), *jax.devices("cpu")]
     platform, _, number = device.partition(":")
+    known = {*DEVICES, *(d.platform for d in present)}
+    if platform not in known or (number and not number.isdigit()):
+        raise UsageError(f"device {device!r} is unknown to XLA sessions{nearest(platform, known)}")
     try:
-        found = jax.devices(platform)
-        return found[int(number or 0)]
-    except (RuntimeError, ValueError, IndexError):
-        present = sorted({f"{d.platform}:{d.id}" for d in [*jax.devices(), *jax.devices("cpu")]})
-        raise TargetError(f"device {device!r} is not here; JAX {jax.__version__} has {', '.join(present)}") from None
+        return jax.devices(platform)[int(number or 0)]
+    except (RuntimeError, IndexError):
+        have = sorted({f"{d.platform}:{d.id}" for d in present})
+        raise TargetError(f"device {device!r} is not here; JAX {jax.__version__} has {', '.join(have)}") from None
 
 
 def _session(file: Path, folders: Sequence[Path], entry: GraphFile, graph: Graph | None = None, *, device: str = "cpu", **options: Any) -> XlaSession:

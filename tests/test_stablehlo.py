@@ -297,12 +297,35 @@ def test_an_integer_that_32_bits_do_not_hold_is_refused(exported: Path) -> None:
         session(input_ids=np.zeros((1, 2)), attention_mask=np.ones((1, 2), np.int64))
 
 
-@pytest.mark.parametrize("device", ["cuda", "tpu", "cpu:99", "gpu:x", "toaster"])
+@pytest.mark.parametrize("device", ["cuda", "tpu:1", "cpu:99"])
 def test_a_device_that_is_not_here(exported: Path, device: str) -> None:
     with pytest.raises(TargetError, match=rf"device '{device}' is not here; JAX .* has cpu:0"):
         open_stablehlo(exported, device=device)
     with pytest.raises(TargetError, match=rf"device '{device}' is not here"):
         compile_xla(encoder(), device=device)
+
+
+def test_a_device_that_is_none() -> None:
+    with pytest.raises(UsageError, match=r"device 'cdua' is unknown to XLA sessions; did you mean 'cuda'"):
+        compile_xla(encoder(), device="cdua")
+    with pytest.raises(UsageError, match=r"device 'cpu:one' is unknown"):
+        compile_xla(encoder(), device="cpu:one")
+
+
+def test_a_session_in_another_float() -> None:
+    model, given = encoder(), ids(2, 5)
+    want = reference(model.graph(), given, model.weights)["logits"]
+    errors = {}
+    for dtype in ("f32", "bf16", "f64"):
+        with jax.enable_x64(dtype == "f64"):
+            made = compile_xla(model, dtype=dtype)(**given)["logits"]
+        assert made.dtype == np.float32
+        errors[dtype] = np.abs(made - want).max()
+    assert errors["f64"] < 1e-7 < errors["f32"] * 10 < 1e-4 < errors["bf16"] < 0.1
+    with pytest.raises(UsageError, match=r"dtype 'f64' is off in this process\n  run: jax.config.update"):
+        compile_xla(model, dtype="f64")
+    with pytest.raises(UsageError, match=r"dtype 'bf61' is not a float; did you mean 'bf16'"):
+        compile_xla(model, dtype="bf61")
 
 
 def test_a_platform_that_was_left_out(tmp_path: Path) -> None:

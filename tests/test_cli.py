@@ -1,0 +1,255 @@
+"""The command line: what each command prints and writes."""
+
+from __future__ import annotations
+
+import json
+import re
+import resource
+import shlex
+import shutil
+import subprocess
+import sys
+import wave
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cli_runs import TEXT, names, run, stock
+from processing_files import pictures
+from safetensors.numpy import load_file, save_file
+
+import interlingua as il
+from interlingua import models
+from interlingua.exporters.artifact import read_manifest
+
+
+@pytest.fixture
+def bert(tmp_path: Path) -> Path:
+    """A masked language model's checkpoint that may be changed."""
+    return shutil.copytree(stock("bert", "BertForMaskedLM"), tmp_path / "bert")
+
+
+# ---- help ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", ["", "export", "verify", "run", "show", "models"])
+def test_every_example_of_the_help_is_accepted(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sentences.txt").write_text("one\ntwo\n")
+    done = run(*filter(None, [command]), "--help")
+    examples = re.findall(r"^    interlingua (.*?)(?:   .*)?$", done.out, re.MULTILINE)
+    assert done.code == 0
+    assert examples
+    for example in examples:
+        tried = run(*shlex.split(example))
+        # all is understood, up to the model, which is not there
+        assert tried.code == 0 if example == "models" else "does not exist, expected a folder or a Hugging Face id" in tried.err, example
+
+
+def test_help_and_import_are_quick_and_light():
+    code = "import sys, interlingua.cli as c\ntry: c.main(['--help'])\nexcept SystemExit: print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not {"numpy", "onnx", "onnxruntime", "torch", "huggingface_hub", "rich"} & set(done.stdout.splitlines()[-1].split())
+    for code, most in (("import interlingua.cli as c; c.main(['--help'])", 0.5), ("import interlingua", 0.15)):
+        # seconds of computing, so that a machine with other work does not count against it
+        assert min(_seconds(code) for _ in range(3)) <= most
+
+
+def _seconds(code: str) -> float:
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL, check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def test_version_and_no_command():
+    assert run("--version").out == f"interlingua {il.__version__}\n"
+    assert run().code == 2
+    started = subprocess.run([sys.executable, "-m", "interlingua.cli", "--version"], capture_output=True, text=True, check=True)
+    assert started.stdout == f"interlingua {il.__version__}\n"
+
+
+def test_models_lists_every_head_and_a_task_that_chooses_it():
+    card, found = None, set()
+    for line in run("models").out.splitlines():
+        if not line.startswith(" "):
+            card = models.card(line)
+            continue
+        head, *task = line.split()
+        found.add((line, head))
+        assert not task or models.choose_head(card, {}, task[0])[0] == head
+    assert {head for _, head in found} == {head for name in models.names() for head in models.card(name).heads}
+
+
+# ---- export -------------------------------------------------------------------------------------
+
+
+def test_export_in_place_and_run_what_was_written(bert: Path):
+    before = names(bert)
+    done = run("export", bert)
+    assert done.code == 0
+    assert re.search(
+        rf"{bert}/model.onnx  \d+.\d kB  \+ model.safetensors 12\d.\d kB\n  logits: f32\[batch seq 400\]  checked, off by at most \S+e-0[67]\n",
+        done.out,
+    )
+    assert names(bert) == sorted([*before, "interlingua.json", "model.onnx"])
+    told = run("run", bert, "--text", TEXT)
+    assert told.out == run("run", bert, "--text", TEXT, "--on", "torch").out
+    (bert / "model.onnx").write_bytes(b"damaged")
+    assert "is not the file that interlingua.json lists" in run("run", bert, "--text", TEXT).err  # so it was the exported graph that ran
+
+
+def test_export_of_caches_counts_alike_outputs_once(tmp_path: Path):
+    done = run("export", stock("t5", "T5ForConditionalGeneration"), tmp_path / "t5")
+    assert [g.file for g in read_manifest(tmp_path / "t5")] == ["encoder_model.onnx", "decoder_model.onnx"]
+    assert "  present.*.decoder.key: 3 of f32[batch 4 past+decoder_seq 8]  checked" in done.out
+    done = run("export", stock("gpt2", "GPT2LMHeadModel"), tmp_path / "gpt2", "--no-cache", "--no-check", "--opset", 18)
+    (graph,) = read_manifest(tmp_path / "gpt2")
+    assert (list(graph.inputs), graph.details, graph.errors) == (["input_ids", "attention_mask"], {"opset": 18}, {})
+    assert "checked" not in done.out
+
+
+@pytest.mark.parametrize("to", ["stablehlo", "saved_model"])
+def test_export_to_other_formats(to: str, bert: Path, tmp_path: Path):
+    done = run("export", bert, tmp_path / "out", "--to", to, "--output", "logits", "--output", "hidden_states.*")
+    assert (done.code, done.out.count("checked, off by at most")) == (0, 2)
+    own = run("run", tmp_path / "out", "--text", TEXT)
+    assert own.out == run("run", bert, "--text", TEXT).out
+
+
+def test_chosen_inputs_and_heads(bert: Path, tmp_path: Path):
+    assert run("export", bert, tmp_path / "out", "--input", "input_ids").code == 0
+    assert run("run", tmp_path / "out", "--text", TEXT).out == run("run", bert, "--text", TEXT).out  # a mask of ones says nothing
+    done = run("run", tmp_path / "out", "--text", TEXT, "--text", "the lazy [MASK] jumps over")
+    assert done.code == 2
+    assert "BertForMaskedLM takes no 'attention_mask', without which these inputs mean something else\n  run them one at a time" in done.err
+
+
+# ---- run ----------------------------------------------------------------------------------------
+
+
+def test_run_prints_what_the_model_says(bert: Path):
+    from interlingua.runtime.processing import processor_for
+
+    model, processor = il.load(bert), processor_for(bert, json.loads((bert / "config.json").read_text()))
+    inputs = processor.inputs(text=TEXT)
+    logits = il.compile(model, "numpy")(**inputs)["logits"][0, 2]
+    scores = np.exp(logits - logits.max())
+    best = np.argsort(-scores)[:3]
+    rows = [line.split() for line in run("run", bert, "--text", TEXT, "--top-k", 3).out.splitlines()[1:]]
+    assert [(int(r[2]), float(r[3])) for r in rows] == [(i, pytest.approx(scores[i] / scores.sum(), abs=1e-4)) for i in best]
+
+
+@pytest.mark.parametrize("on", ["xla", "torch", "tensorflow", "numpy"])
+def test_run_says_the_same_on_every_target(on: str, bert: Path):
+    assert run("run", bert, "--text", TEXT, "--on", on).out == run("run", bert, "--text", TEXT).out
+
+
+@pytest.fixture(scope="module")
+def media(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A picture and a sound."""
+    folder = tmp_path_factory.mktemp("media")
+    pictures()[0].save(folder / "picture.png")
+    with wave.open(str(folder / "sound.wav"), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(8000)
+        file.writeframes((np.sin(np.arange(4000) / 9) * 9000).astype("<i2").tobytes())
+    return folder
+
+
+HEADS: dict[tuple[str, str], tuple[list[str], str]] = {
+    ("bert", "BertForQuestionAnswering"): (["--text", "who jumps", "--pair", "the lazy dog jumps"], r"answer +score +start +end\n"),
+    ("bert", "BertForMultipleChoice"): (["--text", "the fox", "--pair", "jumps", "--pair", "sleeps"], r"\d  sleeps +0\.\d{4}"),
+    ("bert", "BertForNextSentencePrediction"): (["--text", "the fox", "--pair", "jumps"], r"is not next +0\.\d{4}"),
+    ("bert", "BertModel"): (["--text", "the fox", "--text", "a dog jumps"], r"pooler_output +1  \[32\] .* 1\.0000\n"),
+    ("gpt2", "GPT2LMHeadModel"): (["--text", "the quick"], r"token +id +score\n"),
+    ("gpt2", "GPT2DoubleHeadsModel"): (["--text", "the", "--pair", "fox", "--pair", "fox"], r"choice  text +score\n.* 0\.5000\n.* 0\.5000\n"),
+    ("t5", "T5ForConditionalGeneration"): (["--text", "the quick"], r"token +id +score\n"),
+    ("t5", "T5Model"): (["--text", "the quick"], r"\nlast_hidden_state +\[1 32\]"),
+    ("vit", "ViTForImageClassification"): (["--image", "picture.png"], r"LABEL_\d +0\.\d{4}\n"),
+    ("wav2vec2", "Wav2Vec2ForCTC"): (["--audio", "sound.wav"], r"text\n"),
+}
+
+
+@pytest.mark.parametrize(("kind", "head"), HEADS, ids=lambda x: x)
+def test_run_of_heads(kind: str, head: str, media: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(media)
+    arguments, told = HEADS[kind, head]
+    done = run("run", stock(kind, head), *arguments)
+    assert (done.code, bool(re.search(told, done.out))) == (0, True), done
+    step = "note: these are the likeliest tokens at the next place: one step" in done.err
+    assert step == (head in ("GPT2LMHeadModel", "T5ForConditionalGeneration"))
+    assert ("note: sound.wav was resampled from 8000 to 16000 Hz" in done.err) == (kind == "wav2vec2")
+
+
+@pytest.mark.parametrize("to", ["onnx", "stablehlo"])
+def test_run_of_exported_caches_begins_with_none(to: str, tmp_path: Path):
+    for kind, head in (("gpt2", "GPT2LMHeadModel"), ("t5", "T5ForConditionalGeneration")):
+        run("export", stock(kind, head), tmp_path / kind, "--to", to, "--no-check")
+        assert run("run", tmp_path / kind, "--text", "the quick fox").out == run("run", stock(kind, head), "--text", "the quick fox").out
+
+
+def test_texts_from_a_file(bert: Path, tmp_path: Path):
+    (tmp_path / "texts").write_text(f"{TEXT}\n\n[MASK] dogs\n")
+    assert run("run", bert, "--text", f"@{tmp_path}/texts").out == run("run", bert, "--text", TEXT, "--text", "[MASK] dogs").out
+    assert "@ user" in run("run", bert, "--text", "@@user [MASK]", "--top-k", 1).out
+    assert "cannot be read: No such file or directory; a text that starts with @ is written @@" in run("run", bert, "--text", "@nowhere").err
+
+
+# ---- verify and show ----------------------------------------------------------------------------
+
+
+def test_verify(bert: Path, tmp_path: Path):
+    done = run("verify", bert, "--on", "onnxruntime", "--on", "numpy", "--output", "logits", "--output", "hidden_states.1")
+    assert (done.code, done.out.count(" ok ")) == (0, 8)
+    assert "BertForMaskedLM: 8 outputs agree with the float64 reference; worst: " in done.out
+    weights = dict(load_file(bert / "model.safetensors"))
+    weights["bert.encoder.layer.1.attention.self.key.weight"][3, 4] += 0.5
+    save_file(weights, shutil.copytree(bert, tmp_path / "wrong") / "model.safetensors")
+    done = run("verify", tmp_path / "wrong", "--against", bert, "--on", "onnxruntime")
+    assert (done.code, done.out.count("DIFFERS")) == (1, 2)
+    assert "onnxruntime: the first layer that differs is body.blocks.1.attention.layer.k (linear)" in done.out
+
+
+def test_show(bert: Path):
+    from interlingua.ir.text import parse_graph
+
+    model = il.load(bert)
+    head, _, text = run("show", bert).out.partition("\n\n")
+    assert head.startswith("BertForMaskedLM: 55 nodes, 42 parameters of 30,106 numbers, 0.1 MB\n  in   input_ids: i64[batch seq]\n")
+    assert str(parse_graph(text)) == str(model.graph())
+    lines = run("show", bert, "--parameters").out.splitlines()
+    assert {p.key for p in model.params} <= {line.split()[0] for line in lines if line}
+    assert "attentions.1: f32[batch 4 seq seq]" in run("show", bert, "--output", "attentions.*").out
+
+
+def test_page(bert: Path, tmp_path: Path):
+    page = tmp_path / "graph.html"
+    assert run("show", bert, "--html", page).out.endswith(f"wrote {page}\n")
+    text, graph = page.read_text(), il.load(bert).graph()
+    assert text.count('<div class="n">') == len(graph.live()) + len(graph.inputs) + len(graph.outputs)
+    assert text.count("<details") == text.count("</details>")
+    places = re.findall(r'<details data-place="(.*?)"( open)?>', text)
+    assert ("body.blocks", " open") in places  # what one sees first: the layers, folded
+    assert ("body.blocks.1", "") in places
+    anchors = set(re.findall(r'id="(v.*?)"', text))
+    assert set(re.findall(r'href="#(.*?)"', text)) <= anchors
+    done = run("show", bert, "--html", page)
+    assert (done.code, "already has graph.html" in done.err) == (2, True)
+    assert run("show", bert, "--html", page, "--overwrite").code == 0
+
+
+def test_page_of_large_arrays_stays_small():
+    from interlingua.ir import ops
+    from interlingua.runtime.showing import page
+
+    class Table(il.Layer):
+        def forward(self, x):
+            return {"y": x + ops.literal(value=np.arange(40_000.0).reshape(200, 200)), "z": ops.literal(value=[1, 2]) + 1}
+
+    model = il.Model(Table(), {"x": "f32[n 200 200]"})
+    text = page(model, model.graph())
+    assert len(text) < 8000
+    assert "value=40,000 numbers [200 200]" in text
+    assert "value=[1, 2]" in text
