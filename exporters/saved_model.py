@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from ..frontends.tensorflow import as_function, variables_of
 from ..frontends.tensorflow_table import tf
@@ -42,7 +43,7 @@ def export(
     """
     folder = Path(folder)
     graph = definition.graph(inputs, outputs) if graph is None else graph
-    module = tf.Module()
+    module: Any = tf.Module()
     module.weights = variables_of(definition.weights if weights is None else weights, graph.params())
     function = as_function(graph, module.weights)
     details = {"signature": SIGNATURE, "tensorflow": tf.__version__}

@@ -84,7 +84,7 @@ def variables_of(weights: Weights, params: Iterable[Param], float: str = "f32") 
         array = weights.array(param.key).astype(dtype_in(param.type, float).as_numpy_dtype, copy=False)
         # what TensorFlow refuses as the name of a graph node, it takes as the key of a dict
         name = re.sub(r"^[^A-Za-z0-9.]", "w", re.sub(r"[^\w.\\/>-]", "_", param.key, flags=re.ASCII))
-        return tf.Variable(array, trainable=param.trainable, name=name)
+        return tf.Variable(tf.constant(array), trainable=param.trainable, name=name)
 
     return {p.key: variable(p) for p in params}
 

@@ -148,17 +148,10 @@ def _at(axis: int, along: slice) -> tuple[slice, ...]:
 
 def _random_uniform(key: Tensor, *, shape: Any, site: int) -> Tensor:
     """24 bits of one named generator: XLA's own choice of generator, and its floats, are not those of the kernels."""
-    seed = tf.random.fold_in(tf.bitcast(key, tf.int32), site, alg="philox")
-    bits = tf.random.stateless_uniform(shape, seed, None, None, tf.uint32, alg="philox")
+    seed: Any = tf.random.fold_in(tf.bitcast(key, tf.int32), site, alg="philox")
+    whole: dict[str, Any] = {"minval": None, "maxval": None, "dtype": tf.uint32}
+    bits = tf.random.stateless_uniform(shape, seed, alg="philox", **whole)
     return tf.cast(tf.bitwise.right_shift(bits, tf.constant(8, tf.uint32)), tf.float32) * 2.0**-24
-
-
-def _constant(*, value: Any, dtype: str) -> Tensor:
-    """A number; one beyond a narrow float is its largest, so that a masked score stays finite there too."""
-    dtype = DTYPES[dtype]
-    if dtype.is_floating and math.isfinite(value):
-        value = min(max(value, float(dtype.min)), float(dtype.max))
-    return tf.constant(value, dtype)
 
 
 def _window(x: Tensor, start: Tensor, *, axis: int, length: Any) -> Tensor:
@@ -174,7 +167,7 @@ def _update(x: Tensor, new: Tensor, start: Tensor, *, axis: int) -> Tensor:
     return tf.where(inside, moved, x)
 
 
-def _pad(x: Tensor, *, low: Sequence[Any], high: Sequence[Any], mode: str, value: float) -> Tensor:
+def _pad(x: Tensor, *, low: Sequence[Any], high: Sequence[Any], mode: Any, value: float) -> Tensor:
     if mode == "edge":
         for axis, (a, b) in enumerate(zip(low, high, strict=True)):
             if not _is(0, a, b):
@@ -191,7 +184,7 @@ def _is(number: int, *sizes: Any) -> bool:
 
 
 _MOVES: dict[Any, Callable[..., Tensor]] = {
-    ops.constant: _constant,
+    ops.constant: lambda *, value, dtype: tf.constant(value, DTYPES[dtype]),
     ops.literal: lambda *, value, dtype: tf.constant(value.array.astype(NUMPY_DTYPES[dtype])),
     ops.size: lambda *, value, dtype: tf.cast(value, DTYPES[dtype]),
     ops.iota: lambda *, size: tf.range(_int64(size)),
@@ -278,9 +271,10 @@ def _product(transposed: bool) -> Callable[..., Tensor]:
     """x weight + bias on rows: one matrix product, where a batched one would repeat the weight."""
 
     def rule(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        y = tf.matmul(tf.reshape(x, [-1, x.shape[-1]]), weight, transpose_b=transposed)
+        *outer, last = (_int64(_size_of(x, i)) for i in range(x.shape.rank))
+        y = tf.matmul(tf.reshape(x, [-1, last]), weight, transpose_b=transposed)
         y = y if bias is None else tf.nn.bias_add(y, bias)
-        return tf.reshape(y, [*(_int64(_size_of(x, i)) for i in range(x.shape.rank - 1)), _int64(y.shape[-1])])
+        return tf.reshape(y, [*outer, _int64(_size_of(y, 1))])
 
     return rule
 
@@ -328,7 +322,7 @@ def _convolve(x: Tensor, weight: Tensor, stride: Sequence[int], dilation: Sequen
     return tf.nn.convolution(x, weight, 1, "VALID", layout, dilations=dilation)
 
 
-_LAYOUTS = {1: "NWC", 2: "NHWC", 3: "NDHWC"}
+_LAYOUTS: dict[int, Any] = {1: "NWC", 2: "NHWC", 3: "NDHWC"}
 
 
 def _grouped(x: Tensor, weight: Tensor, stride: Sequence[int], dilation: Sequence[int], groups: int) -> Tensor:
@@ -386,7 +380,7 @@ def _conv_transpose(
     kernel = _spread(tf.transpose(weight, [*range(2, weight.shape.rank), 1, 0]), dilation)
     last, layout = _channels_last(x), _LAYOUTS[len(stride)]
     full = [(_size_of(x, i) - 1) * s + k for i, (s, k) in enumerate(zip(stride, kernel.shape[:-2], strict=True), 2)]
-    shape = [tf.cast(d, tf.int32) for d in (_size_of(x, 0), *full, weight.shape[1])]
+    shape = tf.stack([tf.cast(d, tf.int32) for d in (_size_of(x, 0), *full, weight.shape[1])])
     pairs = zip(tf.split(last, groups, -1), tf.split(kernel, groups, -1), strict=True)
     y = _channels_first(tf.concat([tf.nn.conv_transpose(part, w, shape, stride, "VALID", layout) for part, w in pairs], -1))
     y = _padded(y, [(0, o) for o in output_padding])
@@ -434,7 +428,7 @@ def _ctc_loss(log_probs: Tensor, labels: Tensor, input_lengths: Tensor, label_le
     `tf.nn.ctc_loss` is another function: it normalises its operand again, is finite where no path exists, and XLA lacks it.
     """
     log_probs = tf.cast(log_probs, tf.float32) if log_probs.dtype.size < 4 else log_probs
-    labels = tf.clip_by_value(_int64(labels), 0, log_probs.shape[-1] - 1)  # beyond the length of a row anything may stand
+    labels = tf.clip_by_value(_int64(labels), 0, _size_of(log_probs, 2) - 1)  # beyond the length of a row anything may stand
     blanks = tf.fill(tf.shape(labels), _int64(blank))
     path = tf.reshape(tf.stack([blanks, labels], -1), [_int64(_size_of(labels, 0)), -1])
     path = tf.concat([path, tf.fill([tf.shape(labels)[0], 1], _int64(blank))], 1)

@@ -94,7 +94,8 @@ class Head:
 class Card:
     """One architecture: its configuration, heads by the reference's class name, and weight names.
 
-    `also_types` are further values of `model_type`; `base` is the prefix of the body in checkpoints of heads; `also` lists other names of a weight; `unused` are globs of weights that
+    `also_types` are further values of `model_type`; `base` is the prefix of the body in checkpoints of heads; `also` lists other names of a
+    weight; `unused` are globs of weights that
     checkpoints carry and no head needs.
     """
 

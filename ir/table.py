@@ -67,7 +67,8 @@ def lower(graph: Graph, table: Table) -> Graph:
         if stuck := [n for n in graph.live() if not table.covers(n) and n.op.decomposition is None]:
             rows = "".join(f"\n  {n.op.name} in {n.path or 'the model'}: {', '.join(str(t) for t in n.types())}" for n in stuck[:5])
             raise TargetError(
-                f"{table.name} cannot express {', '.join(sorted({n.op.name for n in stuck}))}{rows}\n  choose another target, or leave out the outputs that need it (outputs=[...])"
+                f"{table.name} cannot express {', '.join(sorted({n.op.name for n in stuck}))}{rows}\n"
+                "  choose another target, or leave out the outputs that need it (outputs=[...])"
             )
         graph = graph.rebuild(lambda n, xs: None if table.covers(n) else n.op.decomposition(*xs, **n.attrs))
     return graph

@@ -43,10 +43,10 @@ def choose_head(card: Card, config: dict[str, Any], head: str | None) -> tuple[s
         named = [a for a in config.get("architectures") or [] if a in card.heads]
         bare = next((h for h in card.heads if h.endswith("Model") and not h.endswith("LMHeadModel")), next(iter(card.heads)))
         head = named[0] if named else bare
-        if (config.get("architectures") or []) and not named and config["architectures"][0] not in card.heads:
-            raise UsageError(
-                f"architectures names {config['architectures'][0]!r}, which {card.model_type} has no head for{nearest(config['architectures'][0], card.heads)}\n  choose one: head='...'"
-            )
+        if (config.get("architectures") or []) and not named:
+            wanted = config["architectures"][0]
+            hint = nearest(wanted, card.heads)
+            raise UsageError(f"architectures names {wanted!r}, which {card.model_type} has no head for{hint}\n  choose one: head='...'")
     elif head in TASKS:
         fitting = [h for h in card.heads if h.endswith(TASKS[head])]
         if head == "feature-extraction":

@@ -89,7 +89,8 @@ def compile(
 ) -> Session:
     """A session of a model: NumPy in, NumPy out.
 
-    `on` is onnxruntime, xla, torch, tensorflow, numpy, or tf2onnx (an independent second way to ONNX); `device` cpu, cuda, tpu (or tensorrt for onnxruntime); `inputs` and `outputs` choose
+    `on` is onnxruntime, xla, torch, tensorflow, numpy, or tf2onnx (an independent second way to ONNX); `device` cpu, cuda, tpu (or tensorrt for
+    onnxruntime); `inputs` and `outputs` choose
     optional inputs and outputs on demand; `options` are the target session's. Errors: UsageError for an unknown target, MissingExtraError for
     one that is not installed, TargetError for a device or op that it lacks.
     """

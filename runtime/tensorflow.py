@@ -15,6 +15,7 @@ from ..frontends.tensorflow_table import DTYPES, TF, TF_XLA, static_shape, tf
 from ..ir.definition import Definition
 from ..ir.errors import CheckpointError, InterlinguaError, TargetError, UsageError, nearest
 from ..ir.graph import Graph
+from ..ir.sizes import symbol
 from ..ir.types import Type, dtype_of
 from .session import Session
 
@@ -120,4 +121,4 @@ def _type(spec: Any, name: str) -> str:
     if spec.shape.rank is None or spec.dtype not in DTYPES.values():
         raise TargetError(f"{name!r} is {spec}, expected a tensor of known rank and of {', '.join(DTYPES)}")
     name = "".join(c if c.isalnum() else "_" for c in name)
-    return str(Type(dtype_of(spec.dtype.as_numpy_dtype), tuple(f"{name}_{i}" if d is None else d for i, d in enumerate(spec.shape))))
+    return str(Type(dtype_of(spec.dtype.as_numpy_dtype), tuple(symbol(f"{name}_{i}") if d is None else d for i, d in enumerate(spec.shape))))

@@ -1,7 +1,7 @@
 """The measured parity table of the README: python tests/parity_table.py [--write]
 
-For each architecture and target the greatest error over all heads at two sizes, in units of what is allowed (`oracle.Case.tolerance`), and the greatest
-absolute error. 1.00 is the limit; the test suite fails above it.
+For each architecture and target the greatest error over all heads at two sizes, in units of what is allowed (`oracle.Case.tolerance`),
+and the greatest absolute error. 1.00 is the limit; the test suite fails above it.
 """
 
 from __future__ import annotations

@@ -12,7 +12,6 @@ import onnx
 import pytest
 from cli_runs import names, run, stock
 from oracle_specs import SPECS, config_json
-from safetensors.numpy import load_file, save_file
 
 import interlingua as il
 from interlingua.checkpoints.safetensors import SafetensorsFile
@@ -69,13 +68,13 @@ def test_generating_heads_at_other_opsets(opset: int, tmp_path: Path):
 
 def steps(session: il.runtime.session.Session, ids: str, tokens: np.ndarray, first: int, given: Callable[[int], Arrays]) -> Iterator[np.ndarray]:
     """The logits of `first` tokens at once and of the others one by one, each with the keys and values of those before."""
-    past = {k: np.zeros(bind(t.shape, {"batch": len(tokens), "past": 0}), np.float32) for k, t in session.inputs.items() if "past_key_values" in k}
+    old = {k: t for k, t in session.inputs.items() if "past" in t.names() and "past_key_values" in k}
+    past = {k: np.zeros(bind(t.shape, {"batch": len(tokens), "past": 0}), np.float32) for k, t in old.items()}
     start = 0
     for stop in range(first, tokens.shape[1] + 1):
-        known = given(stop)
-        made = session(**{ids: tokens[:, start:stop], **{k: known[k] if k in known else past[k] for k in session.inputs if k != ids}})
-        past |= {k.replace("present.", "past_key_values."): x for k, x in made.items()}
-        yield made["logits"]
+        made = session(**{ids: tokens[:, start:stop]}, **given(stop), **past)
+        yield made.pop("logits")
+        past = {k.replace("present.", "past_key_values."): x for k, x in made.items()}
         start = stop
 
 
@@ -114,7 +113,7 @@ def test_t5_step_by_step_with_one_run_of_the_encoder(target: str, tmp_path: Path
     given = {"input_ids": words, "attention_mask": mask}
     whole = reference(model.graph(), {**given, "decoder_input_ids": tokens}, model.weights)["logits"]
     session = opened(model, target, tmp_path)
-    encoded = {k.replace("present.", "past_key_values."): x for k, x in session("encoder_model")(**given).items()}
+    encoded = {k.replace("present.", "past_key_values."): x for k, x in session("encoder_model")(**given).items() if "present." in k}
     decoder = session("decoder_model")
     assert "input_ids" not in decoder.inputs
     made = list(steps(decoder, "decoder_input_ids", tokens, 2, lambda stop: {"attention_mask": mask, **encoded}))
@@ -123,10 +122,8 @@ def test_t5_step_by_step_with_one_run_of_the_encoder(target: str, tmp_path: Path
 
 def test_the_decoder_has_no_weight_of_the_encoder(tmp_path: Path):
     tiny("t5", "T5ForConditionalGeneration").export(tmp_path, check=False)
-    held = {
-        stem: {x.name for x in onnx.load(tmp_path / f"{stem}.onnx", load_external_data=False).graph.initializer}
-        for stem in ("encoder_model", "decoder_model")
-    }
+    read = lambda stem: onnx.load(tmp_path / f"{stem}.onnx", load_external_data=False).graph.initializer
+    held = {stem: {x.name for x in read(stem)} for stem in ("encoder_model", "decoder_model")}
     assert not [k for k in held["decoder_model"] if k.startswith("encoder.") or "EncDecAttention.k" in k or "EncDecAttention.v" in k]
     assert "decoder.block.2.layer.1.EncDecAttention.k.weight" in held["encoder_model"]
 
@@ -183,12 +180,11 @@ def test_verification_finds_a_wrong_weight_beside_an_artifact(bert: Path, tmp_pa
     model, out = il.load(bert), tmp_path / "out"
     model.export(out, check=False)
     assert verify_session(il.open(out), model.graph(), model, "onnx").ok
-    weights = dict(load_file(out / "model.safetensors"))
-    weights["bert.encoder.layer.0.output.dense.weight"][3, 5] += 0.2
-    save_file(weights, out / "model.safetensors")
+    at = il.load(out).weights.location("bert.encoder.layer.0.output.dense.weight")
+    np.memmap(at.file, np.float32, "r+", at.offset, (at.length // 4,))[100] += 0.2
     report = verify_session(il.open(out), model.graph(), model, "onnx")
     assert not report.ok
-    with pytest.raises(ParityError, match="onnx: logits is off by .*, allowed"):
+    with pytest.raises(ParityError, match=r"onnx: logits is off by .*, allowed"):
         report.check()
 
 
@@ -196,9 +192,9 @@ def test_verification_finds_a_wrong_node_in_an_artifact(bert: Path, tmp_path: Pa
     model, file = il.load(bert), tmp_path / "out" / "model.onnx"
     model.export(file.parent, check=False)
     proto = onnx.load(file, load_external_data=False)
-    next(n for n in proto.graph.node if n.op_type == "LayerNormalization").attribute.append(onnx.helper.make_attribute("epsilon", 0.1))
+    next(a for n in proto.graph.node if n.op_type == "LayerNormalization" for a in n.attribute if a.name == "epsilon").f = 0.1
     file.write_bytes(proto.SerializeToString())
-    with pytest.raises(CheckpointError, match="is not the file that interlingua.json lists"):
+    with pytest.raises(CheckpointError, match=r"is not the file that interlingua.json lists"):
         il.open(file.parent)
     assert not verify_session(OnnxSession(str(file), model.graph()), model.graph(), model, "onnx").ok
 
@@ -210,7 +206,9 @@ def test_a_wrong_file_never_appears(to: str, in_place: bool, bert: Path, tmp_pat
 
     def wrong(*given: Any, **options: Any) -> onnx.ModelProto:
         proto = right(*given, **options)
-        next(n for n in proto.graph.node if n.op_type == "Gelu").op_type = "Relu"
+        node = next(n for n in proto.graph.node if n.op_type == "Gelu")
+        node.op_type = "Relu"
+        node.ClearField("attribute")
         return proto
 
     def spoiled(graph: Any) -> Any:
@@ -222,5 +220,5 @@ def test_a_wrong_file_never_appears(to: str, in_place: bool, bert: Path, tmp_pat
     before = names(bert)
     done = run("export", bert, *([] if in_place else [tmp_path / "out"]), "--to", to)
     assert (done.code, done.out) == (1, "")
-    assert f"2 outputs differ from the float64 reference by more than rounding\n  {to}: logits is off by " in done.err.replace("2 of 2", "2")
+    assert f"2 of 2 outputs differ from the float64 reference by more than rounding\n  {to}: logits is off by " in done.err
     assert (names(bert), names(tmp_path)) == (before, ["bert"])

@@ -210,7 +210,7 @@ def test_a_training_step_has_the_slopes_of_the_reference(jit_compile: bool):
     gradients = dict(zip(keys, tape.gradient(loss, [net.weights[k] for k in keys]), strict=True))
     graph = definition.graph(INPUTS, training=True)
     for k, g in gradients.items():
-        step = np.random.default_rng(2).standard_normal(g.shape)
+        step = np.random.default_rng(2).standard_normal(tuple(g.shape))
 
         def value(t: float, k: str = k, step: np.ndarray = step) -> float:
             moved = {**definition.weights.arrays, k: definition.weights.array(k) + t * step}

@@ -272,7 +272,7 @@ def rearrange(x: Value, pattern: str, **sizes: Size) -> Value:
         for n in unknown:
             sizes[n] = d // known
         expects(product(sizes[n] for n in group) == d, f"rearrange: {' '.join(group)} does not make up {d}")
-    flat, order = sum(left, []), sum(right, [])
+    flat, order = ([n for group in side for n in group] for side in (left, right))
     expects(sorted(flat) == sorted(order), f"rearrange: the sides of {pattern!r} differ")
     x = view(x, tuple(sizes[n] for n in flat))
     if flat != order:
