@@ -137,7 +137,8 @@ def check_inputs(graph: Graph, arrays: Mapping[str, Any], name: str = "the model
 def _check_array(key: str, type: Type, array: Any, sizes: dict[str, tuple[int, str]]) -> None:
     if len(array.shape) != type.rank:
         raise InputError(f"input {key!r} has shape {list(array.shape)}, expected {type}")
-    kind = {"f": "float", "i": "int", "u": "int", "b": "bool", "V": "float"}.get(getattr(array.dtype, "kind", "?"), "?")
+    kinds = {"f": "float", "i": "int", "u": "int", "b": "bool", "V": "float", "?": "?"}
+    kind = kinds.get(getattr(array.dtype, "kind", "?"), "no number")
     wanted = "float" if type.dtype[0] in "fb" and type.dtype != "bool" else "bool" if type.dtype == "bool" else "int"
     if kind != "?" and kind != wanted and not (kind == "bool" and wanted == "int"):
         raise InputError(f"input {key!r} is of dtype {array.dtype}, expected {type}")

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..ir.definition import check_inputs
+from ..ir.errors import InputError
 from ..ir.graph import Graph
 from ..ir.types import NUMPY_DTYPES, Type
 
@@ -39,10 +40,17 @@ class Session:
 
     def __call__(self, **inputs: Any) -> dict[str, np.ndarray]:
         """The outputs by name. InputError names the input that does not fit."""
-        arrays = {k: np.asarray(x) for k, x in inputs.items() if x is not None}
+        arrays = {k: _array(k, x) for k, x in inputs.items() if x is not None}
         check_inputs(self.graph, arrays, self.name)
         return self.run({k: arrays[k].astype(NUMPY_DTYPES[t.dtype], copy=False) for k, t in self.inputs.items()})
 
     def __repr__(self) -> str:
         show = lambda types: ", ".join(f"{k}: {t}" for k, t in types.items())
         return f"<{self.target} session of {self.name} on {self.device}: {show(self.inputs)} -> {show(self.outputs)}>"
+
+
+def _array(name: str, x: Any) -> np.ndarray:
+    try:
+        return np.asarray(x)
+    except ValueError as error:  # lists of unequal length
+        raise InputError(f"input {name!r} is no array: {error}") from error

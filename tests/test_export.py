@@ -24,6 +24,7 @@ from interlingua.model import Model
 from interlingua.runtime.export import graphs_of
 from interlingua.runtime.ort import OnnxSession
 from interlingua.runtime.samples import make_sample
+from interlingua.runtime.session import Session
 from interlingua.runtime.verify import verify_session
 
 Arrays = dict[str, np.ndarray]
@@ -66,7 +67,7 @@ def test_generating_heads_at_other_opsets(opset: int, tmp_path: Path):
 # ---- caches -------------------------------------------------------------------------------------
 
 
-def steps(session: il.runtime.session.Session, ids: str, tokens: np.ndarray, first: int, given: Callable[[int], Arrays]) -> Iterator[np.ndarray]:
+def steps(session: Session, ids: str, tokens: np.ndarray, first: int, given: Callable[[int], Arrays]) -> Iterator[np.ndarray]:
     """The logits of `first` tokens at once and of the others one by one, each with the keys and values of those before."""
     old = {k: t for k, t in session.inputs.items() if "past" in t.names() and "past_key_values" in k}
     past = {k: np.zeros(bind(t.shape, {"batch": len(tokens), "past": 0}), np.float32) for k, t in old.items()}

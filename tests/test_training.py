@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import importlib
-import json
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -176,7 +175,7 @@ def test_training_lowers_the_loss(kind: str, framework: str):
     before, _, after = trained(kind, framework)
     data = {**sample(kind).inputs, **(sample(kind).labels or {})}
     first, last = (float(il.compile(m, "numpy", inputs=[*data])(**data)["loss"]) for m in (before, after))
-    assert last < 0.8 * first, f"{first:.3f} -> {last:.3f}"
+    assert last < 0.9 * first, f"{first:.3f} -> {last:.3f}"
 
 
 @pytest.mark.parametrize("other", FRAMEWORKS)
