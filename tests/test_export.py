@@ -25,7 +25,7 @@ from interlingua.runtime.export import graphs_of
 from interlingua.runtime.ort import OnnxSession
 from interlingua.runtime.samples import make_sample
 from interlingua.runtime.session import Session
-from interlingua.runtime.verify import verify_session
+from interlingua.runtime.verify import verify_artifact
 
 Arrays = dict[str, np.ndarray]
 
@@ -180,10 +180,10 @@ def bert(tmp_path: Path) -> Path:
 def test_verification_finds_a_wrong_weight_beside_an_artifact(bert: Path, tmp_path: Path):
     model, out = il.load(bert), tmp_path / "out"
     model.export(out, check=False)
-    assert verify_session(il.open(out), model.graph(), model, "onnx").ok
+    assert verify_artifact(lambda: il.open(out), model.graph(), model, "onnx").ok
     at = il.load(out).weights.location("bert.encoder.layer.0.output.dense.weight")
     np.memmap(at.file, np.float32, "r+", at.offset, (at.length // 4,))[100] += 0.2
-    report = verify_session(il.open(out), model.graph(), model, "onnx")
+    report = verify_artifact(lambda: il.open(out), model.graph(), model, "onnx")
     assert not report.ok
     with pytest.raises(ParityError, match=r"onnx: logits is off by .*, allowed"):
         report.check()
@@ -197,7 +197,7 @@ def test_verification_finds_a_wrong_node_in_an_artifact(bert: Path, tmp_path: Pa
     file.write_bytes(proto.SerializeToString())
     with pytest.raises(CheckpointError, match=r"is not the file that interlingua.json lists"):
         il.open(file.parent)
-    assert not verify_session(OnnxSession(str(file), model.graph()), model.graph(), model, "onnx").ok
+    assert not verify_artifact(lambda: OnnxSession(str(file), model.graph()), model.graph(), model, "onnx").ok
 
 
 @pytest.mark.parametrize("to", ["onnx", "stablehlo"])

@@ -201,8 +201,10 @@ def test_weights_travel_to_the_reference(kind: str, framework: str, tmp_path: Pa
     inputs = sample(kind).inputs
     agree(run_reference(reference(tmp_path, HEADS[kind]), inputs), evaluate(framework, net, before, inputs))
     again = il.load(tmp_path, strict=True)
+    start = Checkpoint(sample(kind).folder)
     for p in after.params:
         assert np.array_equal(again.weights.array(p.key), after.weights.array(p.key)), p.key
+        assert again.weights.spec(p.key) == start.spec(p.key), p.key
 
 
 # ---- batch norm and dropout ---------------------------------------------------------------------------
@@ -333,6 +335,7 @@ def test_a_new_head_on_a_trained_body(tmp_path: Path):
     made = case("bert", "BertModel")
     model = il.load(made.folder, "BertForSequenceClassification", init_missing=True, seed=1)
     model.save(tmp_path)
+    assert il.load(tmp_path).head == "BertForSequenceClassification"
     theirs = reference(tmp_path, "BertForSequenceClassification")
     agree(run_reference(theirs, made.inputs), il.compile(model)(**made.inputs))
     body = dict(reference(made.folder, "BertModel").named_parameters())

@@ -1,0 +1,64 @@
+"""Forward parity at real size: the default configurations of the reference library, drawn anew, exported to ONNX and run.
+
+Weights are as `oracle` draws them; inputs are short. A case takes up to 4 GB of memory and 1 GB of disk while it runs, so there is one at a time
+among all test processes, and its folder is gone when it ends.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+import tempfile
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import interlingua as il
+import oracle
+import pytest
+from filelock import FileLock
+from oracle_specs import SPECS
+from targets import load
+
+# the published checkpoint that has this configuration, its architecture and head, what the reference's default leaves open, and the inputs
+SIZES: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
+    "bert-base": ("bert", "BertForMaskedLM", {}, {"length": 12}),
+    "gpt2": ("gpt2", "GPT2LMHeadModel", {}, {"length": 12}),
+    "t5-small": ("t5", "T5ForConditionalGeneration", {"decoder_start_token_id": 0}, {"length": 12, "target_length": 9}),
+    "vit-base": ("vit", "ViTForImageClassification", {"num_labels": 1000}, {"batch": 1}),
+    "resnet-50": ("resnet", "ResNetForImageClassification", {"num_labels": 1000}, {"batch": 1, "height": 224}),
+    "wav2vec2-base": ("wav2vec2", "Wav2Vec2ForCTC", {}, {"samples": 8000}),
+    "clip-vit-base-patch32": ("clip", "CLIPModel", {}, {"length": 12, "batch": 1, "text_batch": 2}),
+}
+# parameters in millions, as the reference library counts them
+MILLIONS = {"bert-base": 109.5, "gpt2": 124.4, "t5-small": 60.5, "vit-base": 86.6, "resnet-50": 25.6, "wav2vec2-base": 94.4, "clip-vit-base-patch32": 151.3}
+
+
+@pytest.fixture
+def cases(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder of its own for the reference's cases, deleted afterwards, held by one test of all processes at a time."""
+    with FileLock(Path(tempfile.gettempdir()) / "interlingua-real-size.lock"), tempfile.TemporaryDirectory() as folder:
+        monkeypatch.setattr(oracle, "CACHE", Path(folder))
+        yield Path(folder)
+
+
+def defaults(spec: str, head: str) -> dict[str, Any]:
+    """Every field of the reference library's default configuration but the labels' names, which would decide their number."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the reference library's own
+        module = importlib.import_module(f"transformers.models.{SPECS[spec].module}.modeling_{SPECS[spec].module}")
+    values = getattr(module, head).config_class().to_dict()
+    return {k: v for k, v in values.items() if k not in ("id2label", "label2id")}
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_forward_at_real_size(name: str, cases: Path) -> None:
+    spec, head, config, inputs = SIZES[name]
+    sample = oracle.case(spec, head, {**defaults(spec, head), **config}, inputs)
+    model = load(sample, strict=True)
+    count = sum(math.prod(p.shape) for p in model.params if p.trainable)
+    assert count / 1e6 == pytest.approx(MILLIONS[name], abs=0.05)
+    model.export(to="onnx", inputs=[*sample.inputs], outputs=sample.main, check=False)
+    session = il.open(sample.folder)
+    assert sample.mismatches(session(**sample.inputs)) == []
