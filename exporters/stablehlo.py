@@ -128,7 +128,8 @@ def _unproven(graph: Graph, sizes: Mapping[str, Any]) -> list[str]:
     """What holds of sizes where JAX cannot tell: none is negative, and an axis that is read or written by index is not empty."""
     nodes = lower(graph, JAX).live()
     least = dict.fromkeys((d for node in nodes for v in node.outputs for d in v.shape), 0)
-    least |= {node.inputs[0].shape[node.attrs["axis"]]: 1 for node in nodes if node.op in (ops.take, ops.gather, ops.scatter)}
+    read = [(node.inputs[0], node.attrs["axis"]) for node in nodes if node.op in (ops.take, ops.gather, ops.scatter)]
+    least |= {x.shape[axis]: 1 for x, axis in read if x is not None}
     found: dict[str, None] = {}
     for d, n in least.items():
         size = bind(d, sizes, JAX.minimum, JAX.maximum)

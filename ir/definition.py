@@ -9,7 +9,7 @@ from functools import lru_cache
 from typing import Any
 
 from .cache import Cache, GrowingCache, OnceCache
-from .errors import InputError, UsageError, nearest
+from .errors import InputError, InterlinguaError, UsageError, nearest
 from .graph import Graph, Param
 from .layer import Layer, name_tree, trace
 from .sizes import Dim
@@ -76,7 +76,14 @@ class Definition:
         raised = [f for f in self.flags if f in names and f not in self.inputs]
         changed = {k: t for f in self.flags if f in names for k, t in self.flags[f].items()}
         present = {k: _substitute(changed.get(k, t), sizes) if k in names else None for k, t in self.inputs.items()}
-        graph = trace(self.layer, present, dict.fromkeys(raised, True), training=training, cache=state)
+        try:
+            graph = trace(self.layer, present, dict.fromkeys(raised, True), training=training, cache=state)
+        except (AttributeError, TypeError) as error:  # what Python says of a None that is used as a value
+            left_out = [k for k, t in present.items() if t is None]
+            if isinstance(error, InterlinguaError) or not left_out:
+                raise
+            given = ", ".join(k for k in present if k in names) or "nothing"
+            raise InputError(f"{self.name} cannot be built for {given} alone: {error}\n  left out are {', '.join(left_out)}") from error
         wanted = select(graph.outputs, outputs, self.name, self.always)
         graph.outputs = {k: v for k, v in graph.outputs.items() if k in wanted or k.startswith(("update.", "present."))}
         pruned = graph.pruned()

@@ -192,14 +192,15 @@ class Wav2Vec2(Layer):
         return x
 
 
-def _samples(c: Wav2Vec2Config) -> dict[str, str]:
-    return {"input_values": f"f32[batch samples>={nn.least_samples(c.conv_kernel, c.conv_stride)}]", "attention_mask": "i64[batch samples]"}
+def _samples(c: Wav2Vec2Config, frames: int) -> dict[str, str]:
+    return {"input_values": f"f32[batch samples>={nn.least_samples(c.conv_kernel, c.conv_stride, frames)}]", "attention_mask": "i64[batch samples]"}
 
 
 def _head(head=None, **others) -> Head:
     build = Wav2Vec2 if head is None else lambda c: head(Wav2Vec2(c), c)
     typed = {k: (lambda c, t=t: t.format(frames=c.frames(), labels=c.labels)) for k, t in others.items()}
-    return Head(build, inputs_of(_samples, **typed), ("input_values", "attention_mask"), "wav2vec2" if head else "")
+    common = lambda c: _samples(c, head.least_frames(c) if head is nn.XVector else 1)
+    return Head(build, inputs_of(common, **typed), ("input_values", "attention_mask"), "wav2vec2" if head else "")
 
 
 _BLOCK = {

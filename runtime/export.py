@@ -109,7 +109,7 @@ def _open_staged(to: str, file: Path, folders: Sequence[Path], graph: Graph) -> 
         return open_program(file, folders, graph)
     from .tensorflow import SavedModelSession
 
-    return SavedModelSession(file.parent, graph, "cpu", graph_name(file), None)
+    return SavedModelSession(file.parent, graph, "cpu", graph_name(file), jit_compile=False)  # as it is served
 
 
 def graph_name(file: Path) -> str:

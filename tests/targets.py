@@ -35,14 +35,14 @@ def available(model: Model, case: Case) -> list[str]:
     return [k for k in case.outputs if k in ours]
 
 
-def forward(model: Model, target: str, case: Case, outputs: Iterable[str], folder: Path) -> Arrays:
-    """The outputs of a model on a target for a case's inputs."""
+def forward(model: Model, target: str, case: Case, outputs: Iterable[str], folder: Path, *, xla: bool = True) -> Arrays:
+    """The outputs of a model on a target for a case's inputs; `xla` says whether TensorFlow's function is compiled, which takes seconds."""
     inputs, outputs = present(model, case), list(outputs)
     if target in ("onnx", "stablehlo"):
         model.export(folder, to=target, inputs=inputs, outputs=outputs, check=False)
         session = il.open(folder)
     else:
-        options = {"dtype": "f32"} if target == "numpy" else {}
+        options = {"numpy": {"dtype": "f32"}, "tensorflow": {"jit_compile": xla}}.get(target, {})
         session = il.compile(model, {"jax": "xla"}.get(target, target), inputs=inputs, outputs=outputs, **options)
     taken = {k: x for k, x in case.inputs.items() if k in session.inputs}
     return session(**taken)
@@ -81,7 +81,7 @@ def _jax(model: Model, inputs: Mapping[str, Any], losses: list[str]) -> tuple[di
 def _tensorflow(model: Model, inputs: Mapping[str, Any], losses: list[str]) -> tuple[dict[str, float], Arrays]:
     import tensorflow as tf
 
-    net = model.to_tensorflow(outputs=losses)
+    net = model.to_tensorflow(outputs=losses, jit_compile=False)  # compiling each gradient would take half a minute
     with tf.GradientTape() as tape:
         made = net(**inputs)
         total = tf.add_n(list(made.values()))

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -380,9 +381,6 @@ def test_in_a_process_of_its_own(script: str, subprocess_environment: dict[str, 
 
 
 @pytest.fixture
-def subprocess_environment() -> Iterator[dict[str, str]]:
-    import os
-    from pathlib import Path
-
+def subprocess_environment() -> dict[str, str]:
     path = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
     return {**os.environ, "PYTHONPATH": path, "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}

@@ -31,7 +31,7 @@ def test_forward(row: Row, target: str, tmp_path):
     model = load(sample)
     names = available(model, sample)
     assert set(sample.main) <= set(model.graph(present(model, sample)).outputs), "a default output of the reference is not one of ours"
-    assert sample.mismatches(forward(model, target, sample, names, tmp_path), names) == []
+    assert sample.mismatches(forward(model, target, sample, names, tmp_path, xla=row.id == "A"), names) == []
 
 
 @pytest.mark.parametrize("target", ["numpy", "torch", "onnx"])

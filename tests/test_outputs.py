@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from oracle_specs import config_json
+from oracle_specs import SPECS, config_json
 
 import interlingua as il
 from interlingua.ir.errors import CheckpointError, ConfigError, InputError, MissingExtraError, UsageError
 from interlingua.ir.reference import reference
 from interlingua.model import Model
+from interlingua.runtime.samples import make_samples
 from interlingua.runtime.session import Session
 
 COMPILED = ["numpy", "onnxruntime", "xla", "torch", "tensorflow"]
@@ -165,16 +166,18 @@ def test_inputs_that_do_not_fit(kind: str, target: str):
 
 
 @functools.cache
-def sound() -> Model:
-    return il.from_config(config_json("wav2vec2", "Wav2Vec2ForCTC", {}), "Wav2Vec2ForCTC", seed=5)
+def sound(head: str) -> Model:
+    return il.from_config(config_json("wav2vec2", head, {}), head, seed=5)
 
 
 @pytest.mark.parametrize("target", ["numpy", "onnxruntime", "torch", "onnx"])
-def test_too_few_samples(target: str):
-    least = sound().graph().bounds["samples"]
-    opened = session(sound(), target)
+@pytest.mark.parametrize("head", ["Wav2Vec2ForCTC", "Wav2Vec2ForXVector"])
+def test_too_few_samples(head: str, target: str):
+    least = sound(head).graph().bounds["samples"]
+    assert least == {"Wav2Vec2ForCTC": 60, "Wav2Vec2ForXVector": 300}[head]
+    opened = session(sound(head), target)
     given = lambda n: {"input_values": np.ones((1, n), np.float32), "attention_mask": np.ones((1, n), np.int64)}
-    assert opened(**given(least))["logits"].shape == (1, 1, 33)
+    assert opened(**given(least))["logits"].shape == {"Wav2Vec2ForCTC": (1, 1, 33), "Wav2Vec2ForXVector": (1, 12)}[head]
     with pytest.raises(InputError, match=rf"^input 'input_values' has samples={least - 1}, expected at least {least}$"):
         opened(**given(least - 1))
 
@@ -185,6 +188,25 @@ def test_numbers_that_are_lists_and_other_dtypes_of_the_kind():
     np.testing.assert_array_equal(opened(**{k: x.astype(np.int32) for k, x in arrays.items()})["logits"], expected)
     np.testing.assert_array_equal(opened(**{k: x.tolist() for k, x in arrays.items()})["logits"], expected)
     np.testing.assert_array_equal(opened(**{**arrays, "attention_mask": arrays["attention_mask"] == 1})["logits"], expected)
+
+
+@pytest.mark.parametrize("inputs", [["attention_mask"], ["token_type_ids"], []])
+def test_inputs_that_say_nothing_by_themselves(inputs: list[str]):
+    told = f"BertForTokenClassification cannot be built for {inputs[0] if inputs else 'nothing'} alone: .*\n  left out are input_ids"
+    with pytest.raises(InputError, match=told):
+        bert().graph(inputs)
+
+
+@pytest.mark.parametrize(("kind", "head"), [(kind, head) for kind in SPECS for head in SPECS[kind].heads], ids=lambda x: x)
+def test_made_up_inputs_fit_every_head(kind: str, head: str):
+    """Verification draws ids within their tables, sizes within their bounds and masks that fit."""
+    model = il.from_config(config_json(kind, head, {}), head)
+    small, padded = make_samples(model.graph(), model.config)
+    for sample in (small, padded):
+        made = il.compile(model, "numpy", dtype="f32")(**sample.arrays)
+        assert all(np.isfinite(x[np.broadcast_to(sample.mask(model.graph().outputs[k].type), x.shape)]).all() for k, x in made.items())
+    assert {k: x.shape for k, x in small.arrays.items()} != {k: x.shape for k, x in padded.arrays.items()}
+    assert any((x == 0).any() for k, x in padded.arrays.items() if "mask" in k) or "attention_mask" not in padded.arrays
 
 
 # ---- opening and compiling ----------------------------------------------------------------------

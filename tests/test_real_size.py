@@ -14,12 +14,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import interlingua as il
 import oracle
 import pytest
 from filelock import FileLock
 from oracle_specs import SPECS
 from targets import load
+
+import interlingua as il
 
 # the published checkpoint that has this configuration, its architecture and head, what the reference's default leaves open, and the inputs
 SIZES: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
@@ -32,15 +33,23 @@ SIZES: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
     "clip-vit-base-patch32": ("clip", "CLIPModel", {}, {"length": 12, "batch": 1, "text_batch": 2}),
 }
 # parameters in millions, as the reference library counts them
-MILLIONS = {"bert-base": 109.5, "gpt2": 124.4, "t5-small": 60.5, "vit-base": 86.6, "resnet-50": 25.6, "wav2vec2-base": 94.4, "clip-vit-base-patch32": 151.3}
+MILLIONS = {
+    "bert-base": 109.5,
+    "gpt2": 124.4,
+    "t5-small": 60.5,
+    "vit-base": 86.6,
+    "resnet-50": 25.6,
+    "wav2vec2-base": 94.4,
+    "clip-vit-base-patch32": 151.3,
+}
 
 
 @pytest.fixture
-def cases(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder of its own for the reference's cases, deleted afterwards, held by one test of all processes at a time."""
+def alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Cases are built in a folder that is deleted afterwards, and by one test of all processes at a time."""
     with FileLock(Path(tempfile.gettempdir()) / "interlingua-real-size.lock"), tempfile.TemporaryDirectory() as folder:
         monkeypatch.setattr(oracle, "CACHE", Path(folder))
-        yield Path(folder)
+        yield
 
 
 def defaults(spec: str, head: str) -> dict[str, Any]:
@@ -52,8 +61,9 @@ def defaults(spec: str, head: str) -> dict[str, Any]:
     return {k: v for k, v in values.items() if k not in ("id2label", "label2id")}
 
 
+@pytest.mark.usefixtures("alone")
 @pytest.mark.parametrize("name", SIZES)
-def test_forward_at_real_size(name: str, cases: Path) -> None:
+def test_forward_at_real_size(name: str) -> None:
     spec, head, config, inputs = SIZES[name]
     sample = oracle.case(spec, head, {**defaults(spec, head), **config}, inputs)
     model = load(sample, strict=True)

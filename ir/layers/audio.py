@@ -33,9 +33,8 @@ class SampleConv(Layer):
         return self.activation(x if self.norm is None else self.norm(x))
 
 
-def least_samples(kernels: Sequence[int], strides: Sequence[int]) -> int:
-    """How many samples make one frame."""
-    least = 1
+def least_samples(kernels: Sequence[int], strides: Sequence[int], least: int = 1) -> int:
+    """How many samples make at least so many frames."""
     for kernel, stride in zip(reversed(kernels), reversed(strides), strict=True):
         least = (least - 1) * stride + kernel
     return least

@@ -8,7 +8,7 @@ from .. import ops
 from ..errors import ConfigError
 from ..graph import Param, Value
 from ..layer import Layer
-from .audio import MarginLoss, Quantizer, TimeDelay, ctc_loss, frame_count, frames_of, mask_until, mean_and_deviation
+from .audio import MarginLoss, Quantizer, TimeDelay, ctc_loss, frame_count, frames_of, least_samples, mask_until, mean_and_deviation
 from .basic import Dropout, Linear
 from .heads import Outputs, rest
 
@@ -119,6 +119,12 @@ class XVector(AudioHead):
         embeddings = self.feature_extractor(mean_and_deviation(x, None if attention_mask is None else self._lengths(attention_mask)))
         logits = self.classifier(embeddings)
         return {"loss": None if labels is None else self.objective(logits, labels), "logits": logits, "embeddings": embeddings, **rest(out)}
+
+    @staticmethod
+    def least_frames(c: Any) -> int:
+        """The frames that the time-delay layers see at once, before the adapter, whose convolutions are padded by one on each side."""
+        steps, spans = c.num_adapter_layers if c.add_adapter else 0, [(k - 1) * d + 1 for k, d in zip(c.tdnn_kernel, c.tdnn_dilation, strict=False)]
+        return least_samples([c.adapter_kernel_size - 2] * steps + spans, [c.adapter_stride] * steps + [1] * len(spans))
 
     def _lengths(self, attention_mask: Value) -> Value:
         """Live frames behind the time-delay layers; dilation is left out of account, as the reference leaves it."""
