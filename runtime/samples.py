@@ -10,7 +10,7 @@ import numpy as np
 
 from ..ir import ops
 from ..ir.graph import Graph, Value
-from ..ir.sizes import Dim
+from ..ir.sizes import Dim, bind
 from ..ir.types import KINDS, NUMPY_DTYPES, Type
 
 SMALL, PADDED = "batch 1", "padded batch"
@@ -20,11 +20,12 @@ _BATCHES = ("batch", "text_batch", "image_batch")
 
 @dataclass(frozen=True)
 class Sample:
-    """Arrays by input name, and for each size that is padded how much of it each row uses: `live["seq"]` is i64[batch]."""
+    """Arrays by input name, the sizes that they have, and for each size that is padded how much of it each row uses: `live["seq"]` is i64[batch]."""
 
     name: str
     arrays: dict[str, np.ndarray]
     live: dict[str, np.ndarray]
+    sizes: dict[str, int]
 
     def mask(self, type: Type) -> np.ndarray | bool:
         """Which elements of an output of that type are live: True for all, or a bool array that broadcasts to it."""
@@ -32,6 +33,7 @@ class Sample:
         for axis, d in enumerate(type.shape[1:], 1):
             if isinstance(d, Dim) and len(d.names()) == 1 and (name := next(iter(d.names()))) in self.live:
                 count = np.asarray(d.bind(self.live))
+                count = count.repeat(max(1, bind(type.shape[0], self.sizes) // len(count)))  # several sequences for each row, as batch * choices
                 size = int(np.max(d.bind({name: np.max(self.live[name])})))
                 wide = (len(count), *(1,) * (axis - 1), size, *(1,) * (type.rank - axis - 1))
                 mask = mask & (np.arange(size) < count[:, None]).reshape(wide)
@@ -50,15 +52,15 @@ def make_sample(graph: Graph, name: str, batch: int, scale: float, config: Any =
     masks = [v for v in graph.inputs if _is_mask(v)]
     live = {}
     for v in masks:
-        rows, d = v.shape
+        rows, d = v.shape[0], v.shape[-1]
         if isinstance(d, Dim) and d.name and batch > 1:
-            live[d.name] = _live(rows.bind(sizes) if isinstance(rows, Dim) else rows, sizes[d.name], graph.bounds.get(d.name, 1))
+            live[d.name] = _live(bind(rows, sizes), sizes[d.name], graph.bounds.get(d.name, 1))
     draw = _Draw(graph, sizes, live, config, generator)
-    return Sample(name, {v.name: draw(v) for v in graph.inputs}, live)
+    return Sample(name, {v.name: draw(v) for v in graph.inputs}, live, sizes)
 
 
 def _is_mask(v: Value) -> bool:
-    return v.name.endswith("attention_mask") and v.rank == 2
+    return v.name.endswith("attention_mask") and v.rank > 1
 
 
 def _sizes(graph: Graph, batch: int, scale: float) -> dict[str, int]:
@@ -90,10 +92,10 @@ class _Draw:
         self.rows = _table_rows(graph)
 
     def __call__(self, v: Value) -> np.ndarray:
-        shape = tuple(d.bind(self.sizes) if isinstance(d, Dim) else d for d in v.shape)
+        shape = bind(v.shape, self.sizes)
         dtype = NUMPY_DTYPES[v.type.dtype]
         if _is_mask(v):
-            return (np.arange(shape[1]) < self._counts(v, shape)[:, None]).astype(dtype)
+            return np.broadcast_to(np.arange(shape[-1]) < self._counts(v, shape), shape).astype(dtype)
         if v.type.dtype in KINDS["int"]:
             most = self.rows.get(v, 2)
             ids = self.generator.integers(min(5, most - 1), most, shape).astype(dtype)
@@ -104,18 +106,20 @@ class _Draw:
         return self._padded(v, noise).astype(dtype)
 
     def _counts(self, v: Value, shape: tuple[int, ...]) -> np.ndarray:
-        d = v.shape[1]
+        """How much of the last axis each row uses, to be compared with places on it."""
+        d = v.shape[-1]
         known = isinstance(d, Dim) and d.names() <= set(self.live)
-        return np.asarray(d.bind(self.live)) if known else np.full(shape[0], shape[1])
+        counts = np.asarray(d.bind(self.live)) if known else np.full(shape[0], shape[-1])
+        return counts.reshape(-1, *(1,) * (v.rank - 1))
 
     def _padded(self, v: Value, array: np.ndarray) -> np.ndarray:
         """The array with padding in the dead part of a row."""
-        d = v.shape[1] if v.rank > 1 else None
-        if not (isinstance(d, Dim) and d.name in self.live and len(self.live[d.name]) == len(array)):
-            return array
-        pad = getattr(self.config, "pad_token_id", None) or 0
-        dead = np.arange(array.shape[1]) >= self.live[d.name][:, None]
-        array[dead] = pad if array.dtype.kind in "iu" else 0
+        for axis, d in enumerate(v.shape[1:], 1):
+            if isinstance(d, Dim) and d.name in self.live and len(self.live[d.name]) == len(array):
+                places = np.arange(array.shape[axis]).reshape(-1, *(1,) * (v.rank - axis - 1))
+                dead = places >= self.live[d.name].reshape(-1, *(1,) * (v.rank - 1))
+                pad = getattr(self.config, "pad_token_id", None) or 0
+                return np.where(dead, array.dtype.type(pad if array.dtype.kind in "iu" else 0), array)
         return array
 
 

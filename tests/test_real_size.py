@@ -1,6 +1,6 @@
 """Forward parity at real size: the default configurations of the reference library, drawn anew, exported to ONNX and run.
 
-Weights are as `oracle` draws them; inputs are short. A case takes up to 4 GB of memory and 1 GB of disk while it runs, so there is one at a time
+Weights are as `oracle` draws them; inputs are short. A case takes some 2.5 GB of memory and 0.7 GB of disk while it runs, so there is one at a time
 among all test processes, and its folder is gone when it ends.
 """
 
@@ -47,7 +47,8 @@ MILLIONS = {
 @pytest.fixture
 def alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Cases are built in a folder that is deleted afterwards, and by one test of all processes at a time."""
-    with FileLock(Path(tempfile.gettempdir()) / "interlingua-real-size.lock"), tempfile.TemporaryDirectory() as folder:
+    oracle.CACHE.mkdir(parents=True, exist_ok=True)
+    with FileLock(oracle.CACHE / "real-size.lock"), tempfile.TemporaryDirectory() as folder:
         monkeypatch.setattr(oracle, "CACHE", Path(folder))
         yield
 
