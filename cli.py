@@ -7,20 +7,19 @@ from __future__ import annotations
 
 import os
 import re
-import sys
-import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from .runtime.steps import steps
+
 FORMATS = ("onnx", "stablehlo", "saved_model")
 TARGETS = ("onnxruntime", "xla", "torch", "tensorflow", "tf2onnx", "numpy")
 ON = f"One of {', '.join(TARGETS)}"
-LATE = 1.0  # seconds after which work says what it is doing
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -51,59 +50,6 @@ def _one_of(choices: Sequence[str]) -> Callable[[Any], Any]:
         return given
 
     return check
-
-
-class Steps:
-    """Says on the error stream what is being done, once the work has taken a second: a moving line on a terminal, else a line for each step."""
-
-    def __init__(self) -> None:
-        self._lock, self._text, self._late, self._bar = threading.Lock(), "", False, None
-        self._timer = threading.Timer(LATE, self._begin)
-        self._timer.daemon = True
-        self._timer.start()
-
-    def __call__(self, text: str) -> None:
-        with self._lock:
-            self._text = text
-            self._show()
-
-    def _begin(self) -> None:
-        with self._lock:
-            self._late = True
-            self._show()
-
-    def _show(self) -> None:
-        if not (self._late and self._text):
-            return
-        if not sys.stderr.isatty():
-            typer.echo(f"{self._text} ...", err=True)
-            return
-        if self._bar is None:
-            from rich.console import Console
-            from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
-            columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-            self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
-            self._bar.add_task(self._text)
-            self._bar.start()
-        self._bar.update(self._bar.task_ids[0], description=self._text)
-
-    def end(self) -> None:
-        """Nothing more is said."""
-        self._timer.cancel()
-        with self._lock:
-            self._text = ""
-            if self._bar is not None:
-                self._bar.stop()
-
-
-@contextmanager
-def _steps() -> Iterator[Steps]:
-    steps = Steps()
-    try:
-        yield steps
-    finally:
-        steps.end()
 
 
 def _load(model: str, head: str | None, progress: Callable[[str], None] = lambda text: None) -> Any:
@@ -168,7 +114,7 @@ def export(
     """
     if opset is not None and to != "onnx":
         raise typer.BadParameter(f"an opset is ONNX's, not one of {to}; leave it out", param_hint="--opset")
-    with _steps() as progress:
+    with steps() as progress:
         loaded = _load(model, head, progress)
         if out is None and not Path(model).expanduser().is_dir():
             raise typer.BadParameter(f"{model} is no folder but a hub's id: say where to write", param_hint="FOLDER")
@@ -230,12 +176,21 @@ def verify(
     """
     from .runtime.verify import verify as run
 
-    with _steps() as progress:
+    with steps() as progress:
         loaded = _load(model, head, progress)
         truth = None if against is None else _load(against, head or loaded.head, progress)
+        _check_same(loaded, truth or loaded, against)
         report = run(loaded, on or None, device=device, inputs=input, outputs=output, truth=truth, seed=seed, progress=progress)
     _print_report(report)
     raise typer.Exit(0 if report.ok else 1)
+
+
+def _check_same(model: Any, other: Any, name: str | None) -> None:
+    shapes = {p.key: list(p.shape) for p in other.params}
+    for p in model.params:
+        if (shape := shapes.get(p.key)) != list(p.shape):
+            told = f"{name} is another model: {p.key} has shape {shape}, expected {list(p.shape)}"
+            raise typer.BadParameter(told, param_hint="--against")
 
 
 def _print_report(report: Any) -> None:
@@ -285,7 +240,7 @@ def run(
     from .runtime.answering import run_raw
 
     raw = {"text": _texts(text, "--text"), "pair": _texts(pair, "--pair"), "image": image or None, "audio": audio or None}
-    with _steps() as progress:
+    with steps() as progress:
         ran = run_raw(model, _load, on, head=head, device=device, top_k=top_k, progress=progress, **raw)
     typer.echo(str(ran.answer))
     for note in ran.notes:
@@ -332,7 +287,7 @@ def show(
     from .ir.text import print_graph
     from .runtime.showing import page, parameter_lines, summary
 
-    with _steps() as progress:
+    with steps() as progress:
         loaded = _load(model, head, progress)
         graph = loaded.graph(input, output)
     if html is not None:

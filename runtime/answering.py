@@ -12,10 +12,12 @@ import numpy as np
 from ..checkpoints import resolve
 from ..checkpoints.files import read_json
 from ..exporters.artifact import MANIFEST, GraphFile, read_manifest
+from ..ir.card import TASKS
 from ..ir.definition import Definition
 from ..ir.errors import InputError, UsageError
 from ..ir.sizes import bind
 from ..ir.types import NUMPY_DTYPES
+from ..models import choose_head, find
 from .processing import Answer, Inputs, answer, processor_for
 from .session import Session
 from .targets import compile, open
@@ -62,6 +64,8 @@ def run_raw(
     folder = Path(resolve(place))
     config = read_json(folder / "config.json", "the configuration of the model")
     processor = processor_for(folder, config)
+    if head in TASKS:
+        head = choose_head(find(config, str(folder / "config.json")), config, head)[0]
     progress(f"reading {place}")
     on, graphs = _exported(folder, on, head)
     source = _Artifact(folder, graphs, device) if graphs else _Checkpoint(load(str(folder), head), on, device)

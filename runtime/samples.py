@@ -115,9 +115,10 @@ class _Draw:
     def _padded(self, v: Value, array: np.ndarray) -> np.ndarray:
         """The array with padding in the dead part of a row."""
         for axis, d in enumerate(v.shape[1:], 1):
-            if isinstance(d, Dim) and d.name in self.live and len(self.live[d.name]) == len(array):
+            name = d.name if isinstance(d, Dim) else None
+            if name is not None and name in self.live and len(live := self.live[name]) == len(array):
                 places = np.arange(array.shape[axis]).reshape(-1, *(1,) * (v.rank - axis - 1))
-                dead = places >= self.live[d.name].reshape(-1, *(1,) * (v.rank - 1))
+                dead = places >= live.reshape(-1, *(1,) * (v.rank - 1))
                 pad = getattr(self.config, "pad_token_id", None) or 0
                 return np.where(dead, array.dtype.type(pad if array.dtype.kind in "iu" else 0), array)
         return array
@@ -128,9 +129,10 @@ def _table_rows(graph: Graph) -> dict[Value, int]:
     rows: dict[Value, int] = {}
     source: dict[Value, Value] = {v: v for v in graph.inputs}
     for node in graph.live():
-        if node.op is ops.take and node.inputs[1] in source and isinstance(size := node.inputs[0].shape[node.attrs["axis"]], int):
-            v = source[node.inputs[1]]
-            rows[v] = min(size, rows.get(v, size))
-        elif node.op in (ops.reshape, ops.cast, ops.slice_, ops.broadcast_to) and node.inputs[0] in source:
-            source[node.outputs[0]] = source[node.inputs[0]]
+        table = node.inputs[0] if node.inputs else None
+        if node.op is ops.take and table is not None and node.inputs[1] in source:
+            v, size = source[node.inputs[1]], table.shape[node.attrs["axis"]]
+            rows |= {v: min(size, rows.get(v, size))} if isinstance(size, int) else {}
+        elif node.op in (ops.reshape, ops.cast, ops.slice_, ops.broadcast_to) and table in source:
+            source[node.outputs[0]] = source[table]
     return rows

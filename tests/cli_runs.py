@@ -15,6 +15,7 @@ from processing_files import LETTERS, MAKERS, write
 
 import interlingua as il
 from interlingua import cli
+from interlingua.runtime import steps
 
 VOCABULARY = {"bert": 400, "gpt2": 421, "t5": 420}
 PIXELS = {"image_processor_type": "ViTImageProcessor", "size": {"height": 32, "width": 32}}
@@ -26,7 +27,7 @@ FILES: dict[str, dict[str, Any]] = {
 }
 TEXT = "the [MASK] fox"
 ROOT = tempfile.TemporaryDirectory(prefix="interlingua-tests-")
-cli.LATE = 3600.0  # whether progress is shown must not depend on how fast this machine is
+steps.LATE = 3600.0  # whether progress is shown must not depend on how fast this machine is
 
 
 @dataclass

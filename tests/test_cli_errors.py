@@ -16,10 +16,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cli_runs import TEXT, names, run, stock
+from oracle_specs import config_json
 from processing_files import pictures, write
 from safetensors.numpy import load_file, save_file
 
-from interlingua import cli
+import interlingua as il
+from interlingua.runtime import steps
 
 
 @pytest.fixture
@@ -82,6 +84,13 @@ def test_a_model_of_two_kinds_of_input_needs_both(tmp_path: Path):
     pictures()[0].save(tmp_path / "picture.png")
     done = run("run", stock("clip", "CLIPModel"), "--image", tmp_path / "picture.png")
     assert (done.code, done.err) == (2, "error: CLIPModel reads image and text, got image alone\n  pass --text too, or choose another head\n")
+
+
+def test_verification_against_another_model(bert: Path, tmp_path: Path):
+    il.from_config(config_json("bert", "BertForMaskedLM", {"vocab_size": 400, "hidden_size": 64})).save(tmp_path / "wide")
+    done = run("verify", bert, "--against", tmp_path / "wide", "--on", "numpy")
+    assert (done.code, done.out) == (2, "")
+    assert "wide is another model: bert.embeddings.word_embeddings.weight has shape [400, 64], expected [400, 32]" in done.err
 
 
 def test_existing_output(bert: Path):
@@ -192,7 +201,7 @@ def test_a_full_disk_leaves_nothing(name: str, bert: Path, tmp_path: Path):
 
 def test_long_work_says_what_it_does(bert: Path, monkeypatch: pytest.MonkeyPatch):
     assert run("export", bert).err == ""
-    monkeypatch.setattr(cli, "LATE", 0)
+    monkeypatch.setattr(steps, "LATE", 0)
     done = run("export", bert, "--overwrite")
     lines = done.err.splitlines()
     assert f"writing onnx to {bert} ..." in lines
@@ -205,16 +214,16 @@ def test_on_a_terminal_progress_is_one_line_that_goes_away(monkeypatch: pytest.M
         def isatty(self) -> bool:
             return True
 
-    monkeypatch.setattr(cli, "LATE", 0)
+    monkeypatch.setattr(steps, "LATE", 0)
     monkeypatch.setattr(sys, "stderr", Terminal())
-    steps = cli.Steps()
-    steps("reading the weights")
-    steps._timer.join()
-    steps("checking")
-    steps.end()
-    said = sys.stderr.getvalue()
-    assert "reading the weights" in said
-    assert said.endswith("\x1b[2K")  # the line is cleared
+    said = steps.Steps()
+    said("reading the weights")
+    said._timer.join()
+    said("checking")
+    said.end()
+    text = sys.stderr.getvalue()
+    assert "reading the weights" in text
+    assert text.endswith("\x1b[2K")  # the line is cleared
 
 
 @pytest.mark.filterwarnings("default")
