@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import eager
 import export
 import latency
 from common import WORK, machine, rival
@@ -21,7 +22,7 @@ def main() -> None:
     parts = [HEAD, "\n".join(f"- {line}" for line in machine()) + "\n"]
     if rival("python") is None:
         parts.append("The rivals are not installed here: only our side was measured.\n")
-    for benchmark in (export, latency):
+    for benchmark in (export, latency, eager):
         print(f"measuring: {benchmark.__doc__}", flush=True)
         table = benchmark.measure()
         parts.append(str(table))

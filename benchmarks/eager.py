@@ -1,0 +1,55 @@
+"""Eager latency of bert-base in PyTorch, our `to_torch()` and the reference library's model in turns in one process."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from typing import Any
+
+from common import Table, bert_base, median
+from latency import SIZES
+
+
+def measure(seconds: float = 20) -> Table:
+    """A row for each size: medians, and the ratio of the reference's to ours (above 1: ours is faster)."""
+    import interlingua as il
+    import torch
+    from transformers import BertModel
+
+    folder = bert_base()
+    ours = il.load(folder).to_torch(outputs=["last_hidden_state", "pooler_output"]).eval()
+    table = Table("Eager latency of bert-base in PyTorch (CPU)", ["batch x tokens", "interlingua", "attention", "reference", "reference / interlingua"])
+    for kind in ("sdpa", "eager"):
+        theirs = BertModel.from_pretrained(folder, attn_implementation=kind).eval()
+        for batch, length in SIZES:
+            inputs = {"input_ids": torch.randint(1, 30000, (batch, length)), "attention_mask": torch.ones(batch, length, dtype=torch.long)}
+            inputs["token_type_ids"] = torch.zeros_like(inputs["input_ids"])
+            inputs["attention_mask"][0, length - length // 4 :] = 0
+            times = _alternate({"ours": ours, "theirs": theirs}, inputs, seconds)
+            own, other = median(times["ours"]), median(times["theirs"])
+            table.rows.append([f"{batch} x {length}", f"{own * 1e3:.1f} ms", kind, f"{other * 1e3:.1f} ms", f"{other / own:.3f}"])
+    table.notes.append(f"torch {torch.__version__}; medians of calls in turns for {seconds:.0f} s a row, under inference_mode; one row is padded; same weights.")
+    return table
+
+
+def _alternate(models: dict[str, Any], inputs: dict[str, Any], seconds: float) -> dict[str, list[float]]:
+    import torch
+
+    times: dict[str, list[float]] = {name: [] for name in models}
+    order, stop = list(models), time.perf_counter() + seconds
+    with torch.inference_mode():
+        for model in models.values():
+            model(**inputs)
+        while time.perf_counter() < stop or len(times[order[0]]) < 10:
+            for name in order:
+                start = time.perf_counter()
+                models[name](**inputs)
+                times[name].append(time.perf_counter() - start)
+            order.reverse()
+    return times
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=float, default=20, help="for each row")
+    print(measure(parser.parse_args().seconds))
