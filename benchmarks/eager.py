@@ -12,13 +12,15 @@ from latency import SIZES
 
 def measure(seconds: float = 20) -> Table:
     """A row for each size: medians, and the ratio of the reference's to ours (above 1: ours is faster)."""
-    import interlingua as il
     import torch
     from transformers import BertModel
 
+    import interlingua as il
+
     folder = bert_base()
     ours = il.load(folder).to_torch(outputs=["last_hidden_state", "pooler_output"]).eval()
-    table = Table("Eager latency of bert-base in PyTorch (CPU)", ["batch x tokens", "interlingua", "attention", "reference", "reference / interlingua"])
+    columns = ["batch x tokens", "interlingua", "reference's attention", "reference", "reference / interlingua"]
+    table = Table("Eager latency of bert-base in PyTorch (CPU)", columns)
     for kind in ("sdpa", "eager"):
         theirs = BertModel.from_pretrained(folder, attn_implementation=kind).eval()
         for batch, length in SIZES:
@@ -28,7 +30,7 @@ def measure(seconds: float = 20) -> Table:
             times = _alternate({"ours": ours, "theirs": theirs}, inputs, seconds)
             own, other = median(times["ours"]), median(times["theirs"])
             table.rows.append([f"{batch} x {length}", f"{own * 1e3:.1f} ms", kind, f"{other * 1e3:.1f} ms", f"{other / own:.3f}"])
-    table.notes.append(f"torch {torch.__version__}; medians of calls in turns for {seconds:.0f} s a row, under inference_mode; one row is padded; same weights.")
+    table.notes.append(f"torch {torch.__version__}; medians of calls in turns for {seconds:.0f} s a row, in inference_mode; padded; same weights.")
     return table
 
 
