@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..ir.atomic import atomic_folder
 from ..ir.errors import UsageError, nearest
 from ..ir.graph import Graph
 
@@ -50,10 +49,13 @@ def export(
     place = Path(folder or model.folder or ".")
     graphs = graphs_of(model, to, inputs, outputs, cache)
     progress(f"writing {to} to {place}")
-    checker = _checker(model, graphs, to, progress) if check else None
-    made = _write(model, place, to, graphs, overwrite=overwrite, check=checker, **options)
-    _copy_companions(model, place)
-    return made
+    checker = _checker(model, graphs, to, progress) if check else lambda files, staging, folder: {}
+
+    def finish(files: Mapping[str, Path], staging: Path, folder: Path) -> dict[str, dict[str, float]]:
+        _copy_companions(model, staging, folder)
+        return checker(files, staging, folder)
+
+    return _write(model, place, to, graphs, overwrite=overwrite, check=finish, **options)
 
 
 def graphs_of(model: Model, to: str, inputs: Sequence[str] | None, outputs: Sequence[str] | None, cache: bool | None) -> dict[str, Graph]:
@@ -61,6 +63,8 @@ def graphs_of(model: Model, to: str, inputs: Sequence[str] | None, outputs: Sequ
     head = model.card.heads[model.head] if model.card else None
     chosen = inputs is not None or outputs is not None
     wanted = (not chosen and to != "saved_model") if cache is None else cache
+    if wanted and to == "saved_model":
+        raise UsageError(f"a SavedModel holds one graph without caches\n  export {model.name} to onnx or stablehlo for caches")
     if not (wanted and head and head.parts):
         if cache:
             raise UsageError(f"{model.name} has no caches: only heads that generate have")
@@ -117,13 +121,12 @@ def graph_name(file: Path) -> str:
     return f"the {file.name} being written"
 
 
-def _copy_companions(model: Model, place: Path) -> None:
-    """Puts config.json, tokenizer and processor files beside an artifact that lies elsewhere."""
-    if model.folder is None or place.resolve() == Path(model.folder).resolve():
+def _copy_companions(model: Model, staging: Path, folder: Path) -> None:
+    """Puts config.json, tokenizer and processor files beside an artifact that lies elsewhere; those that are there already stay."""
+    if model.folder is None or folder.resolve() == Path(model.folder).resolve():
         return
     files = {"config.json": os.path.join(model.folder, "config.json"), **model.companions()}
-    missing = {name: source for name, source in files.items() if not (place / name).exists()}
-    with atomic_folder(place) as staging:
-        for name, source in missing.items():
+    for name, source in files.items():
+        if not (folder / name).exists():
             (staging / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, staging / name)
