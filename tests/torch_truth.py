@@ -94,6 +94,7 @@ def reduction(name: str) -> Callable[..., Any]:
 TRUTH: dict[str, Callable[..., Any]] = {
     **{name: getattr(torch, name) for name in ALIKE.split()},
     **{ours: reduction(theirs) for ours, theirs in REDUCTIONS.items()},
+    "stop_gradient": torch.Tensor.detach,
     "negative": torch.neg,
     "absolute": torch.abs,
     "not": torch.logical_not,
@@ -127,7 +128,7 @@ TRUTH: dict[str, Callable[..., Any]] = {
     "flip": lambda x, axis: x.flip(axis),
     "roll": lambda x, axis, shift: torch.roll(x, shift, axis),
     "pad": pad,
-    "take": lambda x, i, axis=0: x.index_select(axis, i.reshape(-1).long()).reshape(*x.shape[:axis], *i.shape, *x.shape[axis + 1 :]),
+    "take": lambda x, i, axis=0, frozen=None: x.index_select(axis, i.reshape(-1).long()).reshape(*x.shape[:axis], *i.shape, *x.shape[axis + 1 :]),
     "gather": lambda x, index, axis: torch.gather(x, axis, index),
     "scatter": lambda x, i, new, axis, reduce: (torch.scatter if reduce == "set" else torch.scatter_add)(x, axis, i, new),
     "linear": F.linear,
