@@ -9,7 +9,8 @@ import platform
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,19 @@ def process(command: Sequence[str]) -> Run:
 def median(numbers: Sequence[float]) -> float:
     """The middle one."""
     return statistics.median(numbers)
+
+
+def in_turns(calls: Mapping[str, Callable[[], Any]], seconds: float) -> dict[str, list[float]]:
+    """Seconds of each call, called in turns for so long and at least ten times; the order reverses in each round, so that none is always first."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    order, stop = list(calls), time.perf_counter() + seconds
+    while time.perf_counter() < stop or len(times[order[0]]) < 10:
+        for name in order:
+            start = time.perf_counter()
+            calls[name]()
+            times[name].append(time.perf_counter() - start)
+        order.reverse()
+    return times
 
 
 def interlingua(*arguments: str) -> list[str]:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import time
-from typing import Any
+from functools import partial
 
-from common import Table, bert_base, median
+from common import Table, bert_base, in_turns, median
 from latency import SIZES
 
 
@@ -27,28 +26,12 @@ def measure(seconds: float = 20) -> Table:
             inputs = {"input_ids": torch.randint(1, 30000, (batch, length)), "attention_mask": torch.ones(batch, length, dtype=torch.long)}
             inputs["token_type_ids"] = torch.zeros_like(inputs["input_ids"])
             inputs["attention_mask"][0, length - length // 4 :] = 0
-            times = _alternate({"ours": ours, "theirs": theirs}, inputs, seconds)
+            with torch.inference_mode():
+                times = in_turns({"ours": partial(ours, **inputs), "theirs": partial(theirs, **inputs)}, seconds)
             own, other = median(times["ours"]), median(times["theirs"])
             table.rows.append([f"{batch} x {length}", f"{own * 1e3:.1f} ms", kind, f"{other * 1e3:.1f} ms", f"{other / own:.3f}"])
     table.notes.append(f"torch {torch.__version__}; medians of calls in turns for {seconds:.0f} s a row, in inference_mode; padded; same weights.")
     return table
-
-
-def _alternate(models: dict[str, Any], inputs: dict[str, Any], seconds: float) -> dict[str, list[float]]:
-    import torch
-
-    times: dict[str, list[float]] = {name: [] for name in models}
-    order, stop = list(models), time.perf_counter() + seconds
-    with torch.inference_mode():
-        for model in models.values():
-            model(**inputs)
-        while time.perf_counter() < stop or len(times[order[0]]) < 10:
-            for name in order:
-                start = time.perf_counter()
-                models[name](**inputs)
-                times[name].append(time.perf_counter() - start)
-            order.reverse()
-    return times
 
 
 if __name__ == "__main__":

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from common import WORK, Table, bert_base, interlingua, median, open_session, process
+from common import WORK, Table, bert_base, in_turns, interlingua, median, open_session, process
 from export import MOBIUS, OPTIMUM, commands
 
 OUTPUT = "last_hidden_state"
@@ -51,7 +51,7 @@ def measure(seconds: float = 30, threads: int = 0) -> Table:
                 table.notes.append(f"{name} at {batch} x {length}: {problem}")
             if problem != "fails":
                 usable[name] = sessions[name]
-        times = _alternate(usable, inputs, seconds)
+        times = in_turns({name: partial(session.run, [OUTPUT], inputs) for name, session in usable.items()}, seconds)
         own = median(times["interlingua"])
         cells = [f"{own * 1e3:.1f} ms"]
         for name in others:
@@ -70,18 +70,6 @@ def _difference(session: Any, inputs: dict[str, Any], truth: Any) -> str:
         return "fails"
     error = float(abs(made - truth).max())
     return f"its numbers differ by {error:.1e}: it does not do the same work" if error > 1e-3 else ""
-
-
-def _alternate(sessions: dict[str, Any], inputs: dict[str, Any], seconds: float) -> dict[str, list[float]]:
-    times: dict[str, list[float]] = {name: [] for name in sessions}
-    order, stop = list(sessions), time.perf_counter() + seconds
-    while time.perf_counter() < stop or len(times[order[0]]) < 10:
-        for name in order:
-            start = time.perf_counter()
-            sessions[name].run([OUTPUT], inputs)
-            times[name].append(time.perf_counter() - start)
-        order.reverse()
-    return times
 
 
 if __name__ == "__main__":

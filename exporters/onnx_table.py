@@ -223,7 +223,7 @@ def _ordered(t: Tape, node: Node, x: str, axis: int, descending: bool) -> tuple[
 
 # ---- index --------------------------------------------------------------------------------------
 
-rule(ops.take)(lambda t, node, x, index, *, axis, frozen: t("Gather", x, _wide(t, node, index), axis=axis))
+rule(ops.take, ops.embedding)(lambda t, node, x, index, *, axis=0, frozen=None: t("Gather", x, _wide(t, node, index), axis=axis))
 rule(ops.gather)(lambda t, node, x, index, *, axis: t("GatherElements", x, _wide(t, node, index), axis=axis))
 
 

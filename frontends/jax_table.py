@@ -146,8 +146,8 @@ def _plus(y: Any, bias: Any) -> Any:
     return y if bias is None else y + bias
 
 
-@JAX.native(ops.take, when=lambda node: node.attrs["frozen"] is None)
-def _take(x, index, *, axis, frozen):
+@JAX.native(ops.take)
+def _take(x, index, *, axis):
     return jnp.take(x, index, axis)
 
 

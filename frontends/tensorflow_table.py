@@ -397,8 +397,8 @@ def _average_pool(x: Tensor, *, kernel: Any, stride: Any, padding: Any, count_pa
     return pool(x) if count_padding else pool(x) / pool(tf.ones_like(x[:1, :1]))
 
 
-@TF.native(ops.take, when=lambda node: node.attrs["frozen"] is None)
-def _take(x: Tensor, index: Tensor, *, axis: int, frozen: None) -> Tensor:
+@TF.native(ops.take)
+def _take(x: Tensor, index: Tensor, *, axis: int) -> Tensor:
     return tf.gather(x, _index(index), axis=axis)
 
 

@@ -210,16 +210,10 @@ def _long(node: Node, place: int, index: Any) -> Any:
     return index if _type(node, place).dtype == "i64" else index.long()
 
 
-def _embeds(node: Node) -> bool:
-    """Whether an embedding lookup does it, which alone knows of a frozen row."""
-    table = _type(node)
-    return node.attrs["axis"] == 0 and table.rank == 2 and table.dtype in KINDS["float"]
-
-
-@TORCH.native(ops.take, node=True, when=lambda node: node.attrs["frozen"] is None or _embeds(node))
-def _take(node, x, index, *, axis, frozen):
-    where = _type(node, 1)
-    if _embeds(node):
+@TORCH.native(ops.take, ops.embedding, node=True)
+def _take(node, x, index, *, axis=0, frozen=None):
+    table, where = node.inputs[0].type, _type(node, 1)
+    if axis == 0 and table.rank == 2 and table.dtype in KINDS["float"]:
         return F.embedding(index if where.dtype == "i32" else _long(node, 1, index), x, frozen)
     index = _long(node, 1, index)
     return x.index_select(axis, index) if where.rank == 1 else x[_along(axis, index)]

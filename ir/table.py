@@ -7,7 +7,7 @@ from typing import Any
 
 from .errors import InterlinguaError, TargetError
 from .graph import Graph, Node, Value
-from .op import Op
+from .op import OPS, Op
 from .sizes import Dim, symbol
 
 
@@ -63,15 +63,19 @@ class Table:
 
 def lower(graph: Graph, table: Table) -> Graph:
     """`graph` in ops that `table` covers: what it lacks is decomposed, until nothing is; TargetError names what cannot be."""
-    while any(not table.covers(n) for n in graph.live()):
-        if stuck := [n for n in graph.live() if not table.covers(n) and n.op.decomposition is None]:
+    for _ in range(len(OPS)):  # no chain of decompositions is longer
+        foreign = [n for n in graph.live() if not table.covers(n)]
+        if not foreign:
+            return graph
+        if stuck := [n for n in foreign if n.op.decomposition is None]:
             rows = "".join(f"\n  {n.op.name} in {n.path or 'the model'}: {', '.join(str(t) for t in n.types())}" for n in stuck[:5])
             raise TargetError(
                 f"{table.name} cannot express {', '.join(sorted({n.op.name for n in stuck}))}{rows}\n"
                 "  choose another target, or leave out the outputs that need it (outputs=[...])"
             )
         graph = graph.rebuild(lambda n, xs: None if table.covers(n) else n.op.decomposition(*xs, **n.attrs))
-    return graph
+    names = ", ".join(sorted({n.op.name for n in graph.live() if not table.covers(n)}))
+    raise InterlinguaError(f"{table.name}: decomposing {names} never ends, expected a decomposition into simpler ops")
 
 
 class Sizes(dict):

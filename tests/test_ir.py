@@ -375,6 +375,16 @@ def test_values_refuse_python_control_flow():
 # ---- tables -------------------------------------------------------------------------------------
 
 
+def test_a_decomposition_that_leads_back_to_its_op_is_named(monkeypatch):
+    monkeypatch.setattr(ops.erf, "decomposition", lambda x: ops.erf(ops.tanh(x)))
+    table = Table("toy", {ops.tanh: ops.tanh.reference})
+    graph = Graph()
+    with graph.tracing():
+        graph.outputs = {"y": ops.erf(graph.input("x", "f32[n]"))}
+    with pytest.raises(InterlinguaError, match=r"toy: decomposing erf never ends, expected a decomposition into simpler ops"):
+        lower(graph, table)
+
+
 def test_a_table_lowers_what_it_lacks_and_names_what_it_cannot():
     graph = define(Mlp(4, 8), x="f32[n 4]").graph()
     table = Table("toy", {op: op.reference for op in (ops.linear, ops.mul, ops.add, ops.constant, ops.erf)})

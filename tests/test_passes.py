@@ -328,7 +328,7 @@ ROWS: dict[str, tuple[Callable[..., Any], list[str]]] = {
 # ops in which rows meet, or which have no rows
 OTHERS = """
 constant literal size iota random_uniform dropout reshape transpose broadcast_to pad matmul top_k attention attention_weights rotary one_hot conv
-conv_transpose max_pool average_pool resize ctc_loss group_norm batch_norm
+conv_transpose max_pool average_pool resize ctc_loss group_norm batch_norm embedding
 """
 
 

@@ -77,7 +77,7 @@ FAMILIES: dict[str, list[Op]] = {
     "activation": [ops.gelu, ops.erf],
     "reduction": [ops.mean, ops.sum],
     "shape": [ops.concat, ops.pad],
-    "indexing": [ops.take],
+    "indexing": [ops.take, ops.embedding],
     "linear": [ops.linear, ops.affine, ops.matmul],
     "convolution": [ops.conv],
     "pooling": [ops.max_pool],

@@ -73,7 +73,7 @@ class Embedding(Layer):
 
     def forward(self, index: Value) -> Value:
         """int[...] -> [... n]."""
-        return ops.take(self.weight, index, frozen=self.frozen)
+        return ops.take(self.weight, index) if self.frozen is None else ops.embedding(self.weight, index, frozen=self.frozen)
 
 
 class LayerNorm(Layer):

@@ -47,7 +47,7 @@ from .elementwise import (
     where,
     xor,
 )
-from .index import gather, one_hot, scatter, take
+from .index import embedding, gather, one_hot, scatter, take
 from .leaves import Literal, constant, dropout, iota, literal, random_uniform, size
 from .linear import affine, linear, matmul
 from .loss import binary_cross_entropy, cross_entropy, ctc_loss, mean_squared_error

@@ -14,29 +14,31 @@ def _integer(index):
     expects(index.dtype in KINDS["int"], f"index is {index.dtype}, expected an integer dtype")
 
 
-def _take_rule(x, index, *, axis, frozen=None):
+def _take_rule(x, index, *, axis):
     _integer(index)
     has_axis(x, axis)
     return x.with_shape(*x.shape[:axis], *index.shape, *x.shape[axis + 1 :])
 
 
 @op(_take_rule)
-def take(x, index, *, axis=0, frozen=None):
-    """The slices of x along axis that the index names, in its shape; on axis 0 the embedding lookup. Indices lie within the axis.
-
-    No gradient flows into the slice `frozen`: the row of a table that stands for padding and is not trained.
-    """
+def take(x, index, *, axis=0):
+    """The slices of x along axis that the index names, in its shape. Indices lie within the axis."""
     return np.take(x, index, axis)
 
 
-@take.decompose
-def _(x, index, *, axis, frozen):
-    from .elementwise import equal, stop_gradient, where
-    from .shape import view
+@op("[words n], int[*b] -> [*b n]")
+def embedding(table, index, *, frozen):
+    """Rows of a table. No gradient flows into the row `frozen`, which stands for padding and is not trained."""
+    return np.take(table, index, 0)
 
-    taken = take(x, index, axis=axis)
-    wide = (*(1,) * axis, *index.shape, *(1,) * (x.rank - axis - 1))
-    return taken if frozen is None else where(view(equal(index, frozen), wide), stop_gradient(taken), taken)
+
+@embedding.decompose
+def _(table, index, *, frozen):
+    from .elementwise import equal, stop_gradient, where
+    from .shape import expand_dims
+
+    rows = take(table, index)
+    return where(expand_dims(equal(index, frozen), -1), stop_gradient(rows), rows)
 
 
 def _gather_rule(x, index, *, axis):
