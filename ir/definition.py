@@ -9,7 +9,7 @@ from functools import lru_cache
 from typing import Any
 
 from .cache import Cache, GrowingCache, OnceCache
-from .errors import InputError, InterlinguaError, UsageError, nearest
+from .errors import InputError, InterlinguaError, MissingOperandError, UsageError, nearest
 from .graph import Graph, Param
 from .layer import Layer, name_tree, trace
 from .sizes import Dim
@@ -78,12 +78,12 @@ class Definition:
         present = {k: _substitute(changed.get(k, t), sizes) if k in names else None for k, t in self.inputs.items()}
         try:
             graph = trace(self.layer, present, dict.fromkeys(raised, True), training=training, cache=state)
-        except (AttributeError, TypeError) as error:  # what Python says of a None that is used as a value
+        except (AttributeError, TypeError) as error:  # a None that is used as a value, in Python or in an op
             left_out = [k for k, t in present.items() if t is None]
-            if isinstance(error, InterlinguaError) or not left_out:
+            if (isinstance(error, InterlinguaError) and not isinstance(error, MissingOperandError)) or not left_out:
                 raise
             given = ", ".join(k for k in present if k in names) or "nothing"
-            raise InputError(f"{self.name} cannot be built for {given} alone: {error}\n  left out are {', '.join(left_out)}") from error
+            raise InputError(f"{self.name} cannot be built for {given} alone: {str(error).splitlines()[0]}\n  left out are {', '.join(left_out)}") from error
         wanted = select(graph.outputs, outputs, self.name, self.always)
         graph.outputs = {k: v for k, v in graph.outputs.items() if k in wanted or k.startswith(("update.", "present."))}
         pruned = graph.pruned()

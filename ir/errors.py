@@ -20,6 +20,10 @@ class ShapeError(InterlinguaError, TypeError):
     """Operands whose types do not fit an op."""
 
 
+class MissingOperandError(ShapeError):
+    """An operand that an op cannot do without."""
+
+
 class CheckpointError(InterlinguaError, ValueError):
     """A checkpoint that is corrupt, hostile, or lacks what the model needs."""
 

@@ -158,7 +158,7 @@ class Graph:
         try:
             types = op.infer(node.types(), attrs)
         except ShapeError as e:
-            raise ShapeError(describe(op, e, inputs, self.path)) from None
+            raise type(e)(describe(op, e, inputs, self.path)) from None
         name = f"%{len(self.nodes)}"
         node.outputs = tuple(Value(t, f"{name}.{i}" if i else name, node) for i, t in enumerate(types))
         self.nodes.append(node)

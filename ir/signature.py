@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .errors import ShapeError
+from .errors import MissingOperandError, ShapeError
 from .sizes import Size, compile_size
 from .types import KINDS, NUMPY_DTYPES, Type
 
@@ -63,7 +63,8 @@ class Signature:
             kind, dims, flag = self.operand(i)
             name = names[min(i, len(names) - 1)]
             if type is None:
-                expects(flag == "?", f"{name} is missing")
+                if flag != "?":
+                    raise MissingOperandError(f"{name} is missing")
                 continue
             if kind in ("", "float", "int"):
                 dtype = dtype or type.dtype
