@@ -13,7 +13,7 @@ from ..ir.atomic import atomic_folder
 from ..ir.definition import Definition
 from ..ir.errors import CheckpointError, TargetError, UsageError
 from ..ir.graph import Graph, Node, Param, Value
-from ..ir.passes import explicit_causal, flatten, fold_constants, optimize
+from ..ir.passes import STANDARD, flatten, optimize
 from ..ir.table import lower, run
 from ..ir.types import Type
 from ..ir.weights import Location, Weights
@@ -25,7 +25,7 @@ from .onnx_tape import DATA_TYPES, Tape
 IR_VERSIONS = {17: 8, 18: 8, 19: 9, 20: 9, 21: 10, 22: 10, 23: 11, 24: 12}
 OPSET = 23  # the oldest that has attention, rotary positions and RMS normalisation as ops
 
-PASSES = (explicit_causal, fold_constants, flatten)
+PASSES = (*STANDARD, flatten)
 
 Check = Callable[[Mapping[str, Path], Path, Path], Mapping[str, Mapping[str, Any]]]
 

@@ -13,6 +13,7 @@ import numpy as np
 from ..ir.definition import Definition, check_inputs
 from ..ir.errors import UsageError, nearest
 from ..ir.graph import Graph, Param
+from ..ir.passes import push_slices
 from ..ir.table import lower, run
 from ..ir.types import KINDS, NUMPY_DTYPES, Type
 from ..ir.weights import Weights
@@ -98,7 +99,7 @@ def checked_float(dtype: str | None) -> str:
 
 def as_function(graph: Graph, weights: Mapping[str, Any], table: TensorflowTable = TF, *, jit_compile: bool = False) -> Function:
     """A `tf.function` of the graph's inputs, by place in the graph's order and named as they are; `weights` are variables by checkpoint name."""
-    low = lower(graph, table)
+    low = lower(push_slices(graph), table)
     spec = [tf.TensorSpec(static_shape(v.shape), dtype_in(v.type, table.float), v.name) for v in graph.inputs]
 
     def call(*inputs: Tensor) -> dict[str, Tensor]:

@@ -24,7 +24,7 @@ from ..ir import ops
 from ..ir.definition import Definition, check_inputs
 from ..ir.errors import InputError, UsageError, nearest
 from ..ir.graph import Graph, Param
-from ..ir.passes import explicit_causal
+from ..ir.passes import explicit_causal, push_slices
 from ..ir.table import lower, run
 from ..ir.types import KINDS, NUMPY_DTYPES
 from ..ir.weights import ArrayWeights
@@ -120,7 +120,7 @@ class Program:
 
 def program(graph: Graph, state: Iterable[Param] = ()) -> Program:
     """The program of a graph. New values of parameters in `state` (outputs `update.<name>`) are written to them and not returned."""
-    graph = lower(explicit_causal(graph), TORCH)
+    graph = lower(explicit_causal(push_slices(graph)), TORCH)
     updates = {p: graph.outputs[UPDATE + p.key] for p in state if UPDATE + p.key in graph.outputs}
     params = list(dict.fromkeys([*graph.params(), *updates]))
     arrays = list(dict.fromkeys((n.attrs["value"], n.attrs["dtype"]) for n in graph.live() if n.op is ops.literal))

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 from op_samples import SAMPLES, Sample, sample_graph
 
+import interlingua as il
 from interlingua.ir import ops
 from interlingua.ir.errors import InterlinguaError, ShapeError
 from interlingua.ir.graph import Graph, Param, Value
 from interlingua.ir.op import OPS, Op
-from interlingua.ir.passes import explicit_causal, flatten, fold_constants, optimize
+from interlingua.ir.passes import explicit_causal, flatten, fold_constants, optimize, push_slices
 from interlingua.ir.passes.fold_constants import REWRITES
 from interlingua.ir.reference import reference
 from interlingua.ir.signature import Signature
@@ -22,7 +23,7 @@ from interlingua.ir.sizes import symbol
 from interlingua.ir.text import print_graph
 from interlingua.ir.weights import ArrayWeights
 
-PASSES = [explicit_causal, flatten, fold_constants]
+PASSES = [push_slices, explicit_causal, flatten, fold_constants]
 each_pass = pytest.mark.parametrize("change", PASSES, ids=lambda p: p.__name__)
 
 
@@ -60,8 +61,65 @@ def check(before: Graph, after: Graph, feed: dict[str, np.ndarray], weights: Any
 @pytest.mark.parametrize("sample", SAMPLES, ids=repr)
 def test_passes_keep_every_op(sample: Sample, symbolic: bool):
     graph = sample_graph(sample, symbolic)
-    for passes in ([explicit_causal], [flatten], [fold_constants], PASSES):
+    for passes in (*([p] for p in PASSES), PASSES):
         check(graph, optimize(graph, passes), sample.inputs(symbolic))
+
+
+# ---- slices -------------------------------------------------------------------------------------
+
+NOT_SLICED = """
+constant literal size iota random_uniform dropout sort argsort ctc_loss
+"""  # leaves, draws, and ops that nobody slices
+
+
+def sliced(sample: Sample, symbolic: bool) -> Iterator[Graph]:
+    """A graph for each axis of a sample's results, of which all but the first index is read."""
+    types = [v.type for v in sample_graph(sample, symbolic).outputs.values()]
+    for axis in range(max(t.rank for t in types)):
+        if any(axis < t.rank and t.shape[axis] not in (0, 1) for t in types):
+            graph = sample_graph(sample, symbolic)
+            results = {k: v for k, v in graph.outputs.items() if axis < v.rank and v.shape[axis] not in (0, 1)}
+            with graph.tracing():
+                graph.outputs = {k: ops.slice_(v, axis=axis, start=1, stop=v.shape[axis]) for k, v in results.items()}
+            yield graph
+
+
+@pytest.mark.parametrize("symbolic", [False, True], ids=["static", "symbolic"])
+@pytest.mark.parametrize("sample", [s for s in SAMPLES if not s.random], ids=repr)
+def test_a_part_of_any_result_is_that_part(sample: Sample, symbolic: bool):
+    for graph in sliced(sample, symbolic):
+        check(graph, push_slices(graph), sample.inputs(symbolic))
+
+
+def test_slices_reach_the_operands_of_each_op():
+    """Every op lets through a slice along some axis, or is known not to; a new op must be put somewhere."""
+    through = set()
+    for sample in SAMPLES:
+        for graph in sliced(sample, False):
+            after = push_slices(graph).live()
+            if after[-1].op is sample.op and any(n.op is ops.slice_ for n in after[:-1]):
+                through.add(sample.op.name)
+    assert set(OPS) - through == set(NOT_SLICED.split())
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_rows_that_nobody_reads_are_not_computed(causal: bool):
+    """Of the last block only one position is computed, but for its keys and values."""
+    bert = {"model_type": "bert", "num_hidden_layers": 3, "hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 16, "vocab_size": 30}
+    gpt2 = {"model_type": "gpt2", "n_layer": 3, "n_embd": 8, "n_head": 2, "vocab_size": 30}
+    model = il.from_config(gpt2, "GPT2LMHeadModel") if causal else il.from_config(bert, "BertForSequenceClassification")
+    graph = model.graph(["input_ids", "attention_mask"], ["logits"])
+    if causal:
+        with graph.tracing():
+            logits = graph.outputs["logits"]
+            graph.outputs = {"logits": ops.slice_(logits, axis=1, start=logits.shape[1] - 1, stop=logits.shape[1])}
+    after = optimize(graph)
+    wide = [n for n in after.live() if n.op in (ops.linear, ops.affine) and "seq" in map(str, n.type.shape)]
+    last = [n.path for n in wide if "blocks.2" in n.path]
+    assert all(path.endswith(("attention.layer.k", "attention.layer.v", "qkv")) for path in last), last
+    assert not [n for n in after.live() if n.op in (ops.tanh, ops.gelu) and n.path.startswith("body.blocks.2") and "seq" in map(str, n.type.shape)]
+    ids = np.random.default_rng(0).integers(1, 30, (2, 7))
+    check(graph, after, {"input_ids": ids, "attention_mask": np.array([[1] * 7, [1] * 5 + [0] * 2])}, model.weights)
 
 
 # ---- random graphs ------------------------------------------------------------------------------
@@ -81,7 +139,9 @@ class RandomGraph:
             for i in range(20):
                 self.graph.path = f"step.{i}"
                 self.values += steps[self.rng.integers(len(steps))](self.any())
-        outputs = [self.values[-1], self.any(), self.any()]
+            outputs = [self.values[-1], self.any(), self.any()]
+            if seed % 3:  # some are read in part
+                outputs = [ops.slice_(v, axis=1, start=seq - 1, stop=seq) for v in outputs[: seed % 3]] + outputs[seed % 3 :]
         self.graph.outputs = {f"y{i}": v for i, v in enumerate(outputs)}
         self.feed = {k: self.rng.standard_normal((2, 3, 6)) for k in ("a", "b")} | {"mask": np.array([[1, 1, 0], [1, 1, 1]])}
         self.weights = ArrayWeights(self.params)
@@ -324,6 +384,7 @@ ROWS: dict[str, tuple[Callable[..., Any], list[str]]] = {
     "affine": (ops.affine, ["f32[b*s 6]", "f32[6 4]"]),
     "layer_norm": (lambda *xs: ops.layer_norm(*xs, eps=1e-5), ["f32[b*s 6]", "f32[6]", "f32[6]"]),
     "rms_norm": (lambda *xs: ops.rms_norm(*xs, eps=1e-5), ["f32[b*s 6]", "f32[6]"]),
+    "round_blocks": (lambda x: ops.round_blocks(x, block=4), ["f32[b*s 6]"]),
 }
 # ops in which rows meet, or which have no rows
 OTHERS = """
@@ -345,7 +406,7 @@ def test_each_op_is_known_to_keep_rows_apart_or_not():
 @pytest.mark.parametrize("name", elementwise())
 def test_reshapes_sink_below_ops_on_elements(name: str):
     op = OPS[name]
-    types = [f"{ {'int': 'i64', 'bool': 'bool'}.get(kind, 'f32')}[b*s 6]" for kind, _, _ in op.rule.wants]
+    types = [f"{ {'int': 'i64', 'bool': 'bool'}.get(kind, 'f32') }[b*s 6]" for kind, _, _ in op.rule.wants]
     attrs = {"dtype": "i64"} if name == "cast" else {}
     assert kept_flat(lambda *xs: op(*xs, **attrs), *types)
     if len(types) == 2:

@@ -9,13 +9,16 @@ from ..graph import Graph
 from .explicit_causal import explicit_causal
 from .flatten import flatten
 from .fold_constants import fold_constants
+from .push_slices import push_slices
 
 Pass = Callable[[Graph], Graph]
 
-__all__ = ["Pass", "explicit_causal", "flatten", "fold_constants", "optimize"]
+STANDARD = (push_slices, explicit_causal, fold_constants)  # what every target gains from
+
+__all__ = ["STANDARD", "Pass", "explicit_causal", "flatten", "fold_constants", "optimize", "push_slices"]
 
 
-def optimize(graph: Graph, passes: Sequence[Pass] = (explicit_causal, fold_constants)) -> Graph:
+def optimize(graph: Graph, passes: Sequence[Pass] = STANDARD) -> Graph:
     """`graph` after each pass in turn. An error names the pass: its own, or that inputs or outputs are not what they were."""
     for change in passes:
         name = getattr(change, "__name__", repr(change))
