@@ -32,6 +32,7 @@ class XlaSession(Session):
     """
 
     target = "xla"
+    compiles_sizes = True
 
     def __init__(
         self,
