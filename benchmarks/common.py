@@ -99,29 +99,41 @@ def rival(name: str) -> Path | None:
     return RIVALS / name if (RIVALS / name).exists() else None
 
 
-def bert_base() -> Path:
-    """A checkpoint of bert-base's configuration with random weights, written once: 438 MB."""
-    folder = WORK / "bert-base"
-    if not (folder / "model.safetensors").exists():
-        from interlingua import models
-        from interlingua.checkpoints import save
-        from interlingua.ir.initialize import initialize
-        from interlingua.ir.layer import name_tree
+# by the name of the published checkpoint that has the configuration: a head, and what differs from the defaults of its architecture
+CHECKPOINTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "bert-base": ("BertModel", {"model_type": "bert", "hidden_act": "gelu", "vocab_size": 30522, "pad_token_id": 0}),
+    "bert-base-classifier": ("BertForSequenceClassification", {"model_type": "bert", "vocab_size": 30522, "pad_token_id": 0}),
+    "gpt2": ("GPT2LMHeadModel", {"model_type": "gpt2"}),
+    "t5-small": ("T5ForConditionalGeneration", {"model_type": "t5", "decoder_start_token_id": 0}),
+    "vit-base": ("ViTForImageClassification", {"model_type": "vit"}),
+    "resnet-50": ("ResNetForImageClassification", {"model_type": "resnet"}),
+    "wav2vec2-base": ("Wav2Vec2ForCTC", {"model_type": "wav2vec2"}),
+}
 
-        card = models.card("bert")
-        head = card.heads["BertModel"]
-        params = name_tree(head.build(card.config()), card.names_for(head).key)
-        config = {"architectures": ["BertModel"], "model_type": "bert", "hidden_act": "gelu", "vocab_size": 30522, "pad_token_id": 0}
-        save(folder, config, initialize(params))
+
+def checkpoint(name: str) -> Path:
+    """A checkpoint of real size with random weights, written once."""
+    folder = WORK / name
+    if not (folder / "model.safetensors").exists():
+        import interlingua as il
+
+        head, config = CHECKPOINTS[name]
+        il.from_config(config, head).save(folder, overwrite=True)
     return folder
 
 
-def open_session(file: Path, threads: int = 0) -> Any:
+def bert_base() -> Path:
+    """bert-base without a head: 438 MB."""
+    return checkpoint("bert-base")
+
+
+def open_session(file: Path, threads: int = 0, entries: Mapping[str, str] | None = None) -> Any:
     """An onnxruntime session as all sides get it: idle threads sleep, or the session that waits would slow the one that runs."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    for key, value in {"session.intra_op.allow_spinning": "0", **(entries or {})}.items():
+        options.add_session_config_entry(key, value)
     options.intra_op_num_threads, options.log_severity_level = threads, 4
     return onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
 

@@ -6,7 +6,7 @@ import argparse
 from functools import partial
 
 from common import Table, bert_base, in_turns, median
-from latency import SIZES
+from latency import TEXT as SIZES
 
 
 def measure(seconds: float = 20) -> Table:

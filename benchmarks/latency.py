@@ -1,80 +1,149 @@
-"""Latency of exported bert-base on onnxruntime, ours and the rivals' files in turns in one process."""
+"""Latency of float32 models: ours on onnxruntime against the rivals' files there and against PyTorch, in turns in one process."""
 
 from __future__ import annotations
 
 import argparse
+import importlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from common import WORK, Table, bert_base, in_turns, interlingua, median, open_session, process
-from export import MOBIUS, OPTIMUM, commands
+import numpy as np
+from common import CHECKPOINTS, WORK, Table, checkpoint, in_turns, interlingua, median, open_session, process, rival
+from export import mobius, optimum
 
-OUTPUT = "last_hidden_state"
-SIZES = ((1, 16), (1, 128), (8, 128))
-RIVALS = {"optimum-onnx": OPTIMUM, "mobius-onnx": MOBIUS}
-OWN = WORK / "same-work"
+Feed = dict[str, np.ndarray]
+RNG = np.random.default_rng(0)
 
 
-def files() -> dict[str, Path]:
-    """The models that are compared, exported where they are not there yet; ours has the one output that all have."""
-    model = bert_base()
-    command = interlingua("export", str(model), str(OWN), "--to", "onnx", "--no-check", "--overwrite", "--output", OUTPUT)
-    if not (done := process(command)).ok:
+def text(batch: int, length: int) -> Feed:
+    """Token ids; the first row is padded by a quarter."""
+    ids, mask = RNG.integers(1, 30000, (batch, length)), np.ones((batch, length), np.int64)
+    mask[0, length - length // 4 :] = 0
+    return {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is compared: a checkpoint, the output that all sides compute, optimum's task, inputs for a size, and sizes."""
+
+    model: str
+    output: str
+    task: str
+    feed: Callable[..., Feed]
+    sizes: Sequence[tuple[int, ...]]
+
+
+image = lambda batch: {"pixel_values": RNG.standard_normal((batch, 3, 224, 224)).astype(np.float32)}
+sound = lambda batch, samples: {"input_values": RNG.standard_normal((batch, samples)).astype(np.float32)}
+TEXT = ((1, 16), (1, 128), (8, 128))
+WORKS = (
+    Work("bert-base", "last_hidden_state", "feature-extraction", text, TEXT),
+    Work("bert-base-classifier", "logits", "text-classification", text, TEXT),
+    Work("vit-base", "logits", "image-classification", image, ((1,), (8,))),
+    Work("resnet-50", "logits", "image-classification", image, ((1,), (8,))),
+    Work("wav2vec2-base", "logits", "automatic-speech-recognition", sound, ((1, 16000), (4, 48000))),
+)
+
+
+def on_onnxruntime(work: Work, threads: int) -> dict[str, Callable[[Feed], np.ndarray]]:
+    """A function for each ONNX file, which is exported where it is not there yet."""
+    own = WORK / "same-work" / work.model
+    export = interlingua("export", str(checkpoint(work.model)), str(own), "--to", "onnx", "--no-check", "--overwrite", "--output", work.output)
+    if not (done := process(export)).ok:
         raise SystemExit(done.output)
-    for name, (command, folder, _) in commands(model).items():
-        if name in RIVALS and not (folder / "model.onnx").exists():
-            process(command)
-    return {"interlingua": OWN / "model.onnx"} | {k: f / "model.onnx" for k, f in RIVALS.items() if (f / "model.onnx").exists()}
+    files = {"interlingua": own / "model.onnx"}
+    rivals = {"optimum-onnx": optimum(work.model, work.task)} if rival("optimum-cli") else {}
+    if rival("mobius") and work.model == "bert-base":
+        rivals["mobius-onnx"] = mobius(work.model)
+    for name, (command, folder) in rivals.items():
+        if (folder / "model.onnx").exists() or process(command).ok:
+            files[name] = folder / "model.onnx"
+    if work.model.startswith("bert") and "optimum-onnx" in files and (found := _optimized(files["optimum-onnx"])):
+        files["onnxruntime.transformers"] = found
+    return {name: runner(open_session(file, threads), work.output) for name, file in files.items()}
 
 
-def measure(seconds: float = 30, threads: int = 0) -> Table:
-    """A row for each size: medians, and the ratio of the rival's to ours (above 1: ours is faster)."""
-    import numpy as np
+def _optimized(file: Path) -> Path | None:
+    """optimum's file after onnxruntime's own optimiser for transformers."""
+    result = file.with_name("optimized.onnx")
+    options = ["--model_type", "bert", "--num_heads", "12", "--hidden_size", "768"]
+    command = [str(rival("python")), "-m", "onnxruntime.transformers.optimizer", "--input", str(file), "--output", str(result), *options]
+    return result if result.exists() or process(command).ok else None
 
-    sessions = {name: open_session(file, threads) for name, file in files().items()}
-    others = [name for name in sessions if name != "interlingua"]
-    table = Table(
-        "Latency of bert-base on onnxruntime (CPU)",
-        ["batch x tokens", "interlingua", *(c for name in others for c in (name, f"{name} / interlingua"))],
+
+def runner(session: Any, output: str) -> Callable[[Feed], np.ndarray]:
+    """A function that takes the inputs of all sides."""
+    names = [x.name for x in session.get_inputs()]
+    return lambda feed: session.run([output], {k: feed[k] for k in names})[0]
+
+
+def in_pytorch(work: Work, compiled: bool) -> Callable[[Feed], np.ndarray]:
+    """The reference library's model, eager or through torch.compile."""
+    import torch
+
+    head, config = CHECKPOINTS[work.model]
+    module = importlib.import_module(f"transformers.models.{config['model_type']}.modeling_{config['model_type']}")
+    net = getattr(module, head).from_pretrained(checkpoint(work.model)).eval()
+    call = torch.compile(net) if compiled else net
+
+    def run(feed: Feed) -> np.ndarray:
+        with torch.inference_mode():
+            return call(**{k: torch.from_numpy(x) for k, x in feed.items()})[work.output].numpy()
+
+    return run
+
+
+def measure(seconds: float = 10, threads: int = 0, names: Sequence[str] = (), compiled: bool = True) -> Table:
+    """A row for each model and size: our median, and each rival's as a multiple of it (above 1: ours is faster)."""
+    columns = ["optimum-onnx", "onnxruntime.transformers", "mobius-onnx", "PyTorch eager", "torch.compile"]
+    table = Table("Latency in float32 (CPU)", ["model", "size", "interlingua", *columns, "best rival"])
+    for work in WORKS:
+        if names and work.model not in names:
+            continue
+        runners = on_onnxruntime(work, threads) | {"PyTorch eager": in_pytorch(work, False)}
+        if compiled:
+            runners["torch.compile"] = in_pytorch(work, True)
+        for size in work.sizes:
+            table.rows.append([work.model, " x ".join(map(str, size)), *_row(runners, columns, work, size, seconds, table)])
+            print(" | ".join(table.rows[-1]), flush=True)
+    table.notes.append(
+        f"Medians of runs in turns for {seconds:.0f} s a row, the order reversed in each round; texts have a padded row; same weights."
     )
-    rng = np.random.default_rng(0)
-    for batch, length in SIZES:
-        inputs = {"input_ids": rng.integers(1, 30000, (batch, length)), "attention_mask": np.ones((batch, length), np.int64)}
-        inputs["token_type_ids"] = np.zeros_like(inputs["input_ids"])
-        inputs["attention_mask"][0, length - length // 4 :] = 0
-        truth = sessions["interlingua"].run([OUTPUT], inputs)[0][inputs["attention_mask"] == 1]
-        usable = {"interlingua": sessions["interlingua"]}
-        for name in others:
-            problem = _difference(sessions[name], inputs, truth)
-            if problem:
-                table.notes.append(f"{name} at {batch} x {length}: {problem}")
-            if problem != "fails":
-                usable[name] = sessions[name]
-        times = in_turns({name: partial(session.run, [OUTPUT], inputs) for name, session in usable.items()}, seconds)
-        own = median(times["interlingua"])
-        cells = [f"{own * 1e3:.1f} ms"]
-        for name in others:
-            theirs = median(times[name]) if name in times else None
-            cells += ["fails", ""] if theirs is None else [f"{theirs * 1e3:.1f} ms", f"{theirs / own:.3f}"]
-        table.rows.append([f"{batch} x {length}", *cells])
-    table.notes.append(f"Medians of runs in turns for {seconds:.0f} s a size, the order reversed in each round; one row is padded; same weights.")
+    table.notes.append(
+        "Columns of rivals: their median divided by ours. A rival whose numbers are wrong is shown in parentheses and is not the best."
+    )
     return table
 
 
-def _difference(session: Any, inputs: dict[str, Any], truth: Any) -> str:
-    """What is wrong with a session's numbers at unpadded positions, or the empty text."""
-    try:
-        made = session.run([OUTPUT], inputs)[0][inputs["attention_mask"] == 1]
-    except Exception:  # onnxruntime's errors have no common base
-        return "fails"
-    error = float(abs(made - truth).max())
-    return f"its numbers differ by {error:.1e}: it does not do the same work" if error > 1e-3 else ""
+def _row(runners: dict[str, Callable[[Feed], np.ndarray]], columns: Sequence[str], work: Work, size: tuple[int, ...], seconds: float, table: Table):
+    feed = work.feed(*size)
+    live = feed["attention_mask"] == 1 if work.output == "last_hidden_state" else ...
+    truth, wrong, usable = runners["interlingua"](feed)[live], set(), {}
+    for name, run in runners.items():
+        try:
+            apart = float(abs(run(feed)[live] - truth).max())
+        except Exception as error:  # onnxruntime's errors have no common base
+            table.notes.append(f"{name}, {work.model} at {size}: fails ({str(error).splitlines()[0][:120]})")
+            continue
+        usable[name] = partial(run, feed)
+        if apart > 1e-3:
+            wrong.add(name)
+            table.notes.append(f"{name}, {work.model} at {size}: its numbers differ by {apart:.1e}: it does not do the same work")
+    times = {name: median(found) for name, found in in_turns(usable, seconds).items()}
+    own = times["interlingua"]
+    cell = lambda name: "" if name not in times else f"({times[name] / own:.3f})" if name in wrong else f"{times[name] / own:.3f}"
+    best = min((t for name, t in times.items() if name != "interlingua" and name not in wrong), default=own)
+    return [f"{own * 1e3:.1f} ms", *map(cell, columns), f"{best / own:.3f}"]
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=30, help="for each size")
+    parser.add_argument("names", nargs="*", help=f"of {', '.join(w.model for w in WORKS)}")
+    parser.add_argument("--seconds", type=float, default=10, help="for each row")
     parser.add_argument("--threads", type=int, default=0, help="0: one per core")
+    parser.add_argument("--no-compile", dest="compiled", action="store_false", help="leave torch.compile out")
     WORK.mkdir(parents=True, exist_ok=True)
     print(measure(**vars(parser.parse_args())))

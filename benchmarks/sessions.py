@@ -1,0 +1,75 @@
+"""Sessions of one checkpoint on onnxruntime: how long loading takes, and how much memory of its own each further session holds."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+
+from common import WORK, Table, checkpoint, interlingua, open_session, process, rival
+from export import optimum
+
+UNPACKED = {"session.disable_prepacking": "1"}
+
+
+def anonymous() -> float:
+    """MB of memory that no file backs: mapped weights do not count, they are shared by all who map them."""
+    rows = dict(line.split(":", 1) for line in Path("/proc/self/smaps_rollup").read_text().splitlines()[1:])
+    return int(rows["Anonymous"].split()[0]) / 1024
+
+
+def one(file: str, count: int, unpacked: bool) -> dict[str, list[float]]:
+    """Seconds to load and MB held for each of `count` sessions, opened one after another, each run once."""
+    import numpy as np
+
+    ids = np.ones((1, 16), np.int64)
+    feed = {"input_ids": ids, "attention_mask": ids, "token_type_ids": ids * 0}
+    sessions, seconds, memory, before = [], [], [], anonymous()
+    for _ in range(count):
+        start = time.perf_counter()
+        session = open_session(Path(file), entries=UNPACKED if unpacked else {})
+        seconds.append(time.perf_counter() - start)
+        session.run(None, {x.name: feed[x.name] for x in session.get_inputs()})
+        sessions.append(session)
+        memory.append(anonymous() - before)
+    return {"seconds": seconds, "memory": memory}
+
+
+def measure(count: int = 2) -> Table:
+    """A row for each file and way of loading it."""
+    columns = ["file", "first loads in", "one session holds", f"{count} sessions hold", "x one"]
+    table = Table("Sessions of bert-base on onnxruntime (memory that no file backs)", columns)
+    model = checkpoint("bert-base")
+    if not (done := process(interlingua("export", str(model), "--to", "onnx", "--no-check", "--overwrite"))).ok:
+        raise SystemExit(done.output)
+    files = {"interlingua": (model / "model.onnx", False), "interlingua, weights not packed": (model / "model.onnx", True)}
+    if rival("optimum-cli"):
+        command, folder = optimum("bert-base", "feature-extraction")
+        if (folder / "model.onnx").exists() or process(command).ok:
+            files["optimum-onnx"] = folder / "model.onnx", False
+    for name, (file, unpacked) in files.items():
+        done = process([sys.executable, str(Path(__file__)), "--one", str(file), str(count), str(int(unpacked))])
+        if not done.ok:
+            raise SystemExit(done.output)
+        made = json.loads(done.output.splitlines()[-1])
+        first, last = made["memory"][0], made["memory"][-1]
+        table.rows.append([name, f"{made['seconds'][0]:.2f} s", f"{first:.0f} MB", f"{last:.0f} MB", f"{last / first:.2f}"])
+    table.notes += [
+        "onnxruntime copies each weight into the order that its kernels read (packing), anew for each session; Python cannot share these copies.",
+        "Sessions that do not pack read the same pages of one file, and are slower.",
+    ]
+    return table
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--count", type=int, default=2)
+    parser.add_argument("--one", nargs=3, metavar=("FILE", "COUNT", "UNPACKED"), help="one measurement, as JSON")
+    given = parser.parse_args()
+    if given.one:
+        print(json.dumps(one(given.one[0], int(given.one[1]), given.one[2] == "1")))
+    else:
+        WORK.mkdir(parents=True, exist_ok=True)
+        print(measure(given.count))
