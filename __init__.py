@@ -20,6 +20,7 @@ _HOMES = {
     "layers": "ir.layers",
     "compile": "runtime.targets",
     "open": "runtime.targets",
+    "generator": "runtime.generation",
     "verify": "runtime.verify",
     "from_torch": "model",
     "from_jax": "model",

@@ -1,4 +1,4 @@
-"""The command line: export, run, verify, show, models.
+"""The command line: export, run, generate, verify, show, models.
 
 Exit codes: 0 good; 1 wrong numbers or failed work; 2 wrong use: an unknown name, a place that is not there, existing output.
 """
@@ -8,17 +8,21 @@ from __future__ import annotations
 import os
 import re
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from .cli_arguments import one_of, texts
 from .runtime.steps import steps
 
 FORMATS = ("onnx", "stablehlo", "saved_model")
+SCHEMES = ("int8", "int8-weights", "int4-weights")
 TARGETS = ("onnxruntime", "xla", "torch", "tensorflow", "tf2onnx", "numpy")
+GENERATING = ("onnxruntime", "xla", "torch")
 ON = f"One of {', '.join(TARGETS)}"
 
 app = typer.Typer(
@@ -35,21 +39,15 @@ INPUTS = Annotated[
     list[str] | None, typer.Option("--input", metavar="NAME", help="An input that is present; repeat for several. Default: the usual ones.")
 ]
 OUTPUTS = Annotated[list[str] | None, typer.Option("--output", metavar="GLOB", help="An output, or several as 'hidden_states.*'; repeat for more.")]
+SCHEME = Annotated[
+    str | None, typer.Option(metavar="SCHEME", callback=one_of(SCHEMES), help=f"Weights in fewer bits, for ONNX: one of {', '.join(SCHEMES)}.")
+]
+MAX_ERROR = Annotated[
+    float | None,
+    typer.Option(metavar="SHARE", help="With --quantize: keep layers in float32 until no output is off by more than this share of its magnitude."),
+]
+SWITCH_OFF = Annotated[list[str] | None, typer.Option(metavar="PASS", help="Leave out a pass of the ONNX export (`show --passes`); repeat for more.")]
 DEVICE = Annotated[str, typer.Option(metavar="NAME", help="cpu, cuda, tpu; tensorrt for onnxruntime; with a number where there are several: cuda:1.")]
-
-
-def _one_of(choices: Sequence[str]) -> Callable[[Any], Any]:
-    """A check of an option's value or values."""
-
-    def check(given: Any) -> Any:
-        from .ir.errors import nearest
-
-        for value in given if isinstance(given, (list, tuple)) else [given]:
-            if value is not None and value not in choices:
-                raise typer.BadParameter(f"{value!r} is unknown{nearest(value, choices)}")
-        return given
-
-    return check
 
 
 def _load(model: str, head: str | None, progress: Callable[[str], None] = lambda text: None) -> Any:
@@ -77,6 +75,7 @@ def interlingua(
     Examples:
       interlingua export ./bert-base                   writes model.onnx beside the weights, and checks it
       interlingua run ./minilm --text 'How are you?'   runs a checkpoint or an exported folder
+      interlingua generate ./gpt2 'Once upon a time'   writes what follows, as it comes
       interlingua verify ./gpt2                        every installed target against the float64 reference
       interlingua show ./vit --html vit.html           the graph as a page to fold and search
     """
@@ -86,7 +85,7 @@ def interlingua(
 def export(
     model: MODEL,
     out: Annotated[Path | None, typer.Argument(metavar="FOLDER", help="Where to write; default: in place, beside the checkpoint's weights.")] = None,
-    to: Annotated[str, typer.Option(metavar="FORMAT", callback=_one_of(FORMATS), help=f"One of {', '.join(FORMATS)}.")] = "onnx",
+    to: Annotated[str, typer.Option(metavar="FORMAT", callback=one_of(FORMATS), help=f"One of {', '.join(FORMATS)}.")] = "onnx",
     head: HEAD = None,
     input: INPUTS = None,
     output: OUTPUTS = None,
@@ -101,6 +100,9 @@ def export(
         bool, typer.Option("--check/--no-check", help="Run what is written against the float64 reference, and fail if it is wrong.")
     ] = True,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing output.")] = False,
+    quantize: SCHEME = None,
+    max_error: MAX_ERROR = None,
+    switch_off: SWITCH_OFF = None,
 ) -> None:
     """Write a model as ONNX, StableHLO or a SavedModel.
 
@@ -110,17 +112,24 @@ def export(
     Examples:
       interlingua export ./bert-base
       interlingua export ./all-MiniLM-L6-v2 ./served --output sentence_embedding
+      interlingua export ./bert-base ./small --quantize int8 --max-error 0.02
       interlingua export ./vit ./vit-xla --to stablehlo --output logits --output 'hidden_states.*'
     """
-    if opset is not None and to != "onnx":
-        raise typer.BadParameter(f"an opset is ONNX's, not one of {to}; leave it out", param_hint="--opset")
+    for name, value in {"opset": opset, "switch-off": switch_off}.items():
+        if value is not None and to != "onnx":
+            raise typer.BadParameter(f"it is for ONNX, not for {to}; leave it out", param_hint=f"--{name}")
     with steps() as progress:
         loaded = _load(model, head, progress)
         if out is None and not Path(model).expanduser().is_dir():
             raise typer.BadParameter(f"{model} is no folder but a hub's id: say where to write", param_hint="FOLDER")
-        options: dict[str, Any] = {} if opset is None else {"opset": opset}
+        special = {"opset": opset, "quantize": quantize, "max_error": max_error, "switch_off": switch_off}
+        options: dict[str, Any] = {k: v for k, v in special.items() if v is not None}
         made = loaded.export(out, to, inputs=input, outputs=output, cache=cache, check=check, overwrite=overwrite, progress=progress, **options)
-    place = Path(out or loaded.folder)
+    _list_graphs(Path(out or loaded.folder), made)
+
+
+def _list_graphs(place: Path, made: Any) -> None:
+    """What was written: files with their sizes, and outputs with their errors."""
     for graph in made:
         typer.echo(
             f"{place / graph.file}  {_bytes((place / graph.file).stat().st_size)}" + "".join(f"  + {k} {_bytes(n)}" for k, n in graph.weights.items())
@@ -152,7 +161,7 @@ def verify(
     model: MODEL,
     on: Annotated[
         list[str] | None,
-        typer.Option(metavar="TARGET", callback=_one_of(TARGETS), help=f"{ON}; repeat for several. Default: all that are installed."),
+        typer.Option(metavar="TARGET", callback=one_of(TARGETS), help=f"{ON}; repeat for several. Default: all that are installed."),
     ] = None,
     head: HEAD = None,
     input: INPUTS = None,
@@ -221,7 +230,7 @@ def run(
     image: Annotated[list[Path] | None, typer.Option(metavar="FILE", help="An image file; repeat for several.")] = None,
     audio: Annotated[list[Path] | None, typer.Option(metavar="FILE", help="A WAV file; repeat for several.")] = None,
     on: Annotated[
-        str | None, typer.Option(metavar="TARGET", callback=_one_of(TARGETS), help=f"{ON}; default: what the folder was exported for.")
+        str | None, typer.Option(metavar="TARGET", callback=one_of(TARGETS), help=f"{ON}; default: what the folder was exported for.")
     ] = None,
     head: HEAD = None,
     device: DEVICE = "cpu",
@@ -239,7 +248,7 @@ def run(
     """
     from .runtime.answering import run_raw
 
-    raw = {"text": _texts(text, "--text"), "pair": _texts(pair, "--pair"), "image": image or None, "audio": audio or None}
+    raw = {"text": texts(text, "--text"), "pair": texts(pair, "--pair"), "image": image or None, "audio": audio or None}
     with steps() as progress:
         ran = run_raw(model, _load, on, head=head, device=device, top_k=top_k, progress=progress, **raw)
     typer.echo(str(ran.answer))
@@ -247,23 +256,44 @@ def run(
         typer.echo(f"note: {note}", err=True)
 
 
-def _texts(given: Iterable[str] | None, option: str) -> list[str] | None:
-    """Texts with @FILE replaced by the lines of the file; @@ at the start stands for @ itself."""
-    found: list[str] = []
-    for text in given or ():
-        found += _lines(text[1:], option) if re.match("@(?!@)", text) else [re.sub("^@@", "@", text)]
-    return found or None
+@app.command()
+def generate(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A checkpoint's folder or Hugging Face id, or a folder that `export` wrote.")],
+    text: Annotated[str, typer.Argument(metavar="TEXT", help="What is to be continued or answered.")],
+    max_new_tokens: Annotated[int, typer.Option(min=1, metavar="N", help="The most tokens to add.")] = 64,
+    num_beams: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Search with so many beams; 1 takes the likeliest token each time; default: the checkpoint's."),
+    ] = None,
+    sample: Annotated[bool, typer.Option("--sample", help="Draw tokens instead of taking the likeliest.")] = False,
+    temperature: Annotated[float | None, typer.Option(metavar="T", help="With --sample: above 1 is bolder, below 1 safer.")] = None,
+    top_k: Annotated[int | None, typer.Option(min=0, metavar="N", help="With --sample: draw from the N likeliest tokens.")] = None,
+    top_p: Annotated[float | None, typer.Option(metavar="P", help="With --sample: draw from the likeliest tokens that together have P.")] = None,
+    seed: Annotated[int, typer.Option(min=0, metavar="N", help="With --sample: which draw.")] = 0,
+    on: Annotated[str | None, typer.Option(metavar="TARGET", callback=one_of(GENERATING), help=f"One of {', '.join(GENERATING)}.")] = None,
+    head: HEAD = None,
+    device: DEVICE = "cpu",
+) -> None:
+    """Write what follows a text, token by token.
 
+    \b
+    Examples:
+      interlingua generate ./gpt2 'The capital of France is'
+      interlingua generate ./t5-small 'translate English to German: How are you?' --num-beams 4
+      interlingua generate ./gpt2 'Once upon a time' --sample --top-p 0.9 --seed 7
+    """
+    from .runtime.generation import generator_for
 
-def _lines(file: str, option: str) -> list[str]:
-    try:
-        lines = Path(file).read_text("utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise typer.BadParameter(f"the file {file} cannot be read: {reason}; a text that starts with @ is written @@", param_hint=option) from None
-    if not (texts := [line for line in lines if line.strip()]):
-        raise typer.BadParameter(f"the file {file} is empty, expected a text on each line", param_hint=option)
-    return texts
+    given = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+    if unused := [k for k, x in given.items() if x is not None and not sample]:
+        raise typer.BadParameter("it says how tokens are drawn; pass --sample too", param_hint=f"--{unused[0].replace('_', '-')}")
+    with steps() as progress:
+        made = generator_for(model, partial(_load, progress=progress), on, head=head, device=device)
+    beams = num_beams or (1 if sample else made.options.num_beams)
+    stream = partial(typer.echo, nl=False) if beams == 1 else None
+    options = {k: x for k, x in given.items() if x is not None} | {"max_new_tokens": max_new_tokens, "num_beams": beams, "seed": seed}
+    found = made.text(text, do_sample=sample, stream=stream, **options)
+    typer.echo("" if stream else found[0])
 
 
 @app.command()
@@ -273,6 +303,7 @@ def show(
     input: INPUTS = None,
     output: OUTPUTS = None,
     parameters: Annotated[bool, typer.Option("--parameters", help="List every parameter instead of the graph.")] = False,
+    passes: Annotated[bool, typer.Option("--passes", help="List what each pass of the ONNX export changes instead of the graph.")] = False,
     html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the graph as a page to fold and search in a browser.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing page.")] = False,
 ) -> None:
@@ -282,10 +313,11 @@ def show(
     Examples:
       interlingua show ./vit-base
       interlingua show ./vit-base --parameters
+      interlingua show ./vit-base --passes
       interlingua show ./vit-base --output 'attentions.*' --html vit.html
     """
     from .ir.text import print_graph
-    from .runtime.showing import page, parameter_lines, summary
+    from .runtime.showing import page, parameter_lines, pass_lines, summary
 
     with steps() as progress:
         loaded = _load(model, head, progress)
@@ -298,6 +330,10 @@ def show(
     typer.echo(summary(loaded, graph))
     if parameters:
         typer.echo("\n".join(["", *parameter_lines(loaded)]))
+    elif passes:
+        from .exporters.onnx import PASSES
+
+        typer.echo("\n".join(["", *pass_lines(graph, PASSES)]))
     elif html is None:
         typer.echo("\n" + print_graph(graph, data=False), nl=False)
     if html is not None:

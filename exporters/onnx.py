@@ -13,7 +13,7 @@ from ..ir.atomic import atomic_folder
 from ..ir.definition import Definition
 from ..ir.errors import CheckpointError, TargetError, UsageError
 from ..ir.graph import Graph, Node, Param, Value
-from ..ir.passes import STANDARD, flatten, optimize
+from ..ir.passes import STANDARD, flatten, optimize, without
 from ..ir.table import lower, run
 from ..ir.types import Type
 from ..ir.weights import Location, Weights
@@ -35,6 +35,7 @@ def export(
     folder: str | os.PathLike[str],
     *,
     opset: int = OPSET,
+    switch_off: Iterable[str] = (),
     inputs: Iterable[str] | None = None,
     outputs: Iterable[str] | None = None,
     name: str = "model",
@@ -47,14 +48,14 @@ def export(
     """Writes `folder`/`name`.onnx and `interlingua.json`, and returns what they list; weights are referred to where they lie.
 
     `graphs`, by file stem, stand in for the definition's graph of those `inputs` and `outputs`, and `weights` for its weights; several graphs share
-    them. `check(files, staging, folder)` is called before anything appears: with the graph files by stem, in the staging folder that becomes part of
-    `folder`; it returns errors by stem and output, to be noted, or raises.
+    them. `switch_off` names passes that are left out. `check(files, staging, folder)` is called before anything appears: with the graph files by
+    stem, in the staging folder that becomes part of `folder`; it returns errors by stem and output, to be noted, or raises.
 
     Raises UsageError for an existing output unless `overwrite`, TargetError for an opset or op that cannot be written; then nothing is left.
     """
     folder, weights = Path(folder), definition.weights if weights is None else weights
     graphs = {name: definition.graph(inputs, outputs)} if graphs is None else dict(graphs)
-    prepared = {stem: prepare(graph, opset) for stem, graph in graphs.items()}
+    prepared = {stem: prepare(graph, opset, switch_off) for stem, graph in graphs.items()}
     files = WeightFiles(weights, (p.key for g in prepared.values() for p in g.params()), folder)
     entries = {stem: _entry(definition.name, graph, stem, opset, files, prepared[stem], head) for stem, graph in graphs.items()}
     names = [*(e.file for e in entries.values()), *files.written]
@@ -76,11 +77,11 @@ def _entry(model: str, graph: Graph, stem: str, opset: int, files: WeightFiles, 
     return graph_file(graph, f"{stem}.onnx", "onnx", model=model, head=head, details={"opset": opset}, weights=weights)
 
 
-def prepare(graph: Graph, opset: int = OPSET) -> Graph:
-    """The graph as it is written: optimised, and lowered to what the opset has."""
+def prepare(graph: Graph, opset: int = OPSET, switch_off: Iterable[str] = ()) -> Graph:
+    """The graph as it is written: optimised by the passes that are not switched off, and lowered to what the opset has."""
     if opset not in IR_VERSIONS:
         raise TargetError(f"opset {opset} is not written, expected one of {min(IR_VERSIONS)} to {max(IR_VERSIONS)}\n  choose opset {OPSET}")
-    return lower(optimize(graph, PASSES), OnnxTable(Tape(opset)))
+    return lower(optimize(graph, without(PASSES, switch_off)), OnnxTable(Tape(opset)))
 
 
 def to_proto(graph: Graph, weights: Weights, *, opset: int = OPSET, place: Callable[[str], Location], name: str = "model") -> ModelProto:
@@ -103,7 +104,9 @@ def to_proto(graph: Graph, weights: Weights, *, opset: int = OPSET, place: Calla
         [_info(k, v.type) for k, v in graph.outputs.items()],
         [*feed.initializers, *constants],
     )
-    return helper.make_model(proto, opset_imports=[helper.make_opsetid("", opset)], ir_version=IR_VERSIONS[opset], producer_name="interlingua")
+    versions = {"": opset, **dict.fromkeys(sorted({n.domain for n in nodes if n.domain}), 1)}
+    opsets = [helper.make_opsetid(domain, version) for domain, version in versions.items()]
+    return helper.make_model(proto, opset_imports=opsets, ir_version=IR_VERSIONS[opset], producer_name="interlingua")
 
 
 class _Feed(dict):

@@ -10,7 +10,7 @@ import ml_dtypes
 import numpy as np
 
 from ..ir import ops
-from ..ir.graph import Node
+from ..ir.graph import Node, Param
 from ..ir.op import Op
 from ..ir.signature import broadcast
 from ..ir.sizes import Size, product
@@ -28,6 +28,7 @@ class Rule(NamedTuple):
 
 
 RULES: dict[Op, list[Rule]] = {}
+MICROSOFT = "com.microsoft"  # the domain of what onnxruntime adds to ONNX
 
 
 class OnnxTable(Table):
@@ -191,6 +192,35 @@ def _product(t: Tape, node: Node, x: str, weight: str, bias: str | None, width: 
     rows = (product(source[:-1]), source[-1])
     y = t("Gemm", t.reshape(x, source, rows), weight, bias, transB=transB)
     return t.reshape(y, (rows[0], width), (*source[:-1], width))
+
+
+def _sized(t: Tape, node: Node, x: str) -> str:
+    """x with its last size stated where heads were joined: of Attention's result onnx infers 0 where it does not know the operands'."""
+    joined = node.inputs[0].node is not None and node.inputs[0].node.op is ops.reshape  # type: ignore[union-attr]
+    return t("Reshape", x, t.constant([*[0] * (len(shape_in(node)) - 1), shape_in(node)[-1]])) if joined else x
+
+
+def _packed(node: Node) -> bool:
+    """MatMulNBits packs weights that are constants; with others it multiplies floats."""
+    return dtype_in(node) == "f32" and shape_in(node)[:-1] != () and isinstance(node.inputs[1], Param)
+
+
+@rule(ops.quantized_linear, when=_packed)
+def _(t: Tape, node: Node, x: str, weight: str, scale: str, bias: str | None, *, bits: int) -> str:
+    width, block = shape_in(node, 1)[0], shape_in(node, 1)[-1] * 8 // bits
+    sizes = {"K": shape_in(node)[-1], "N": width, "bits": bits, "block_size": block}
+    x = _sized(t, node, x)
+    # level 4 lets the kernel multiply bytes, which is several times as fast; without it 8 bits have no kernel of their own
+    return t("MatMulNBits", x, weight, scale, None, None, bias, domain=MICROSOFT, accuracy_level=4, **sizes)
+
+
+@rule(ops.dynamic_quantized_linear, when=lambda node: dtype_in(node) == "f32")
+def _(t: Tape, node: Node, x: str, weight: str, scale: str, bias: str | None) -> str:
+    # standard operators: onnxruntime makes one kernel of them, which is as fast as its own DynamicQuantizeMatMul
+    rounded, step, zero = t("DynamicQuantizeLinear", _sized(t, node, x), outputs=3)
+    y = t("Cast", t("MatMulInteger", rounded, weight, zero), to=DATA_TYPES["f32"])
+    y = t("Mul", y, t("Mul", step, scale))
+    return y if bias is None else t("Add", y, bias)
 
 
 # ---- reductions and order -----------------------------------------------------------------------

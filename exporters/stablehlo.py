@@ -19,6 +19,7 @@ from ..ir.atomic import atomic_folder
 from ..ir.definition import Definition
 from ..ir.errors import MissingExtraError, TargetError, UsageError, nearest
 from ..ir.graph import Graph, Param, Value
+from ..ir.passes import push_slices
 from ..ir.sizes import bind
 from ..ir.table import lower
 from ..ir.types import Type
@@ -91,6 +92,7 @@ def to_exported(graph: Graph, platforms: Sequence[str] = PLATFORMS) -> tuple[Any
     for platform in platforms:
         if platform not in PLATFORMS:
             raise UsageError(f"platform {platform!r} is unknown{nearest(platform, PLATFORMS)}")
+    graph = push_slices(graph)  # before its sizes are named: what it asks of them depends on what is left
     program, params = as_program(graph)
     try:
         with jax.enable_x64(False):  # the file does not depend on a setting of this process

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import numpy as np
 
+from ..ir import ops
 from ..ir.definition import Definition, check_inputs
 from ..ir.errors import InputError, UsageError, nearest
 from ..ir.graph import Graph, Param
+from ..ir.ops.loop import path_at, starred
+from ..ir.passes import push_slices
+from ..ir.passes.roll import roll as rolled
 from ..ir.table import lower, run
 from ..ir.types import KINDS, Type, dtype_of
-from .jax_table import JAX, jax, jnp, native_dtype
+from .jax_table import JAX, Row, jax, jnp, native_dtype
 
 Arrays = Mapping[str, Any]
 
 
-def as_function(definition: Definition, *, outputs: Sequence[str] | None = None, training: bool = False, dtype: str | None = None) -> tuple[Any, ...]:
+def as_function(
+    definition: Definition, *, outputs: Sequence[str] | None = None, training: bool = False, dtype: str | None = None, roll: bool = False
+) -> tuple[Any, ...]:
     """The model as a pure function and its parameters, a flat dict by checkpoint name.
 
     Without training `(fn, params)`, called as `fn(params, **inputs) -> outputs`. With training `(fn, params, state)`, called as
@@ -28,6 +34,10 @@ def as_function(definition: Definition, *, outputs: Sequence[str] | None = None,
     statistics are state: given back by training, and closed over without it, where an entry of `params` of that name comes first:
     `fn({**params, **state}, ...)` evaluates what was trained.
 
+    `roll` runs repeated blocks as one `lax.scan`: neither XLA nor an optimizer then sees how deep the model is, but each step costs more on a CPU.
+    A parameter of those blocks is one array [blocks ...] in `params`, named `h.*.ln_1.weight`; `weights_of` gives the checkpoint's names again.
+    Random draws are the same as without.
+
     `dtype` stores trainable floats as "bf16", "f16", "f32" or "f64" (with `jax_enable_x64`); a run computes in the dtype of `params`.
     A graph is traced for the set of inputs given; None is an input left out. Raises UsageError for an unknown dtype, InputError for an input or
     parameter that does not fit.
@@ -35,12 +45,19 @@ def as_function(definition: Definition, *, outputs: Sequence[str] | None = None,
     dtype = checked_float(dtype)
     params = {p.key: _weight(definition, p, dtype) for p in definition.params if p.trainable}
     state = {p.key: _weight(definition, p, "f32") for p in definition.params if not p.trainable}
+
+    @cache
+    def graph_of(names: frozenset[str]) -> Graph:
+        graph = definition.graph(names, outputs, training=training)
+        return lower(rolled(graph) if roll else push_slices(graph), JAX)
+
+    if roll:
+        params = _joined(params, rolled(definition.graph(training=training)))
     known = [*params, *state]
-    graph_of = lru_cache(maxsize=None)(lambda names: lower(definition.graph(names, outputs, training=training), JAX))
 
     def call(weights: Arrays, key: Any, inputs: Arrays) -> dict[str, Any]:
         _check_params(definition.name, weights, known)
-        present = definition.present(inputs)
+        weights, present = _rows(weights), definition.present(inputs)
         graph = graph_of(present)
         arrays = {v.name: jnp.asarray(inputs[v.name]) for v in graph.inputs if v.name in present}
         if all(isinstance(d, int) for x in arrays.values() for d in x.shape):  # sizes are symbolic under jax.export
@@ -63,18 +80,26 @@ def as_function(definition: Definition, *, outputs: Sequence[str] | None = None,
 
 def weights_of(params: Arrays, state: Arrays | None = None) -> dict[str, np.ndarray]:
     """Parameters and state as NumPy arrays by checkpoint name; integers have the width that JAX computed in."""
-    return {k: np.asarray(x) for k, x in {**(state or {}), **params}.items()}
+    return {k: np.asarray(x) for k, x in _rows({**(state or {}), **params}).items()}
 
 
 def evaluate(graph: Graph, weights: Arrays, inputs: Arrays) -> dict[str, Any]:
     """The outputs of a lowered graph, whose `f32` is the dtype of its trainable parameters, else of its other ones, else of its inputs."""
     params = graph.params()
     float = _float_of([weights[p.key] for p in params if p.trainable], [weights[p.key] for p in params], inputs.values())
-    fit = lambda x, type: jnp.asarray(x).astype(run_dtype(type, float))
+    stacks: dict[int, Any] = {}
+
+    def fit(x: Any, type: Type) -> Any:
+        if not isinstance(x, Row):
+            return jnp.asarray(x).astype(run_dtype(type, float))
+        if id(x.stack) not in stacks:
+            stacks[id(x.stack)] = fit(x.stack, type)
+        return Row(stacks[id(x.stack)], x.index)
+
     table = JAX.for_run(float)
     feed = {p: fit(weights[p.key], p.type) for p in params} | {v: table.agree(v, fit(inputs[v.name], v.type)) for v in graph.inputs}
     made = run(graph, table, feed)
-    return {k: fit(made[k], v.type) for k, v in graph.outputs.items()}
+    return {k: fit(jnp.asarray(made[k]), v.type) for k, v in graph.outputs.items()}
 
 
 def as_program(graph: Graph) -> tuple[Callable[[Sequence[Any], Sequence[Any]], tuple[Any, ...]], list[Param]]:
@@ -82,7 +107,7 @@ def as_program(graph: Graph) -> tuple[Callable[[Sequence[Any], Sequence[Any]], t
 
     Inputs and outputs come in the graph's order. Products of f32 are f32 on every device, which by default use fewer bits on some.
     """
-    graph = lower(graph, JAX)
+    graph = lower(push_slices(graph), JAX)
     params = graph.params()
 
     def program(weights: Sequence[Any], inputs: Sequence[Any]) -> tuple[Any, ...]:
@@ -110,6 +135,25 @@ def run_dtype(type: Type, float: str) -> np.dtype:
 
 def _weight(definition: Definition, param: Param, float: str) -> Any:
     return jnp.asarray(definition.weights.array(param.key)).astype(run_dtype(param.type, float))
+
+
+def _joined(params: Arrays, graph: Graph) -> dict[str, Any]:
+    """`params` with those joined that the loops of a graph read in turn."""
+    params = dict(params)
+    for node in graph.live():
+        if node.op is ops.loop:
+            own, count = node.inputs[node.attrs["carries"] + node.attrs["shared"] :], node.attrs["count"]
+            for i in range(0, len(own), count):
+                keys = [v.key if isinstance(v, Param) else "" for v in own[i : i + count]]
+                if set(keys) <= set(params) and (name := starred(keys)):
+                    params[name] = jnp.stack([params.pop(k) for k in keys])
+    return params
+
+
+def _rows(weights: Arrays) -> dict[str, Any]:
+    """Each parameter by its checkpoint name, those that are joined as rows."""
+    alone = {k: x for k, x in weights.items() if "*" not in k}
+    return alone | {path_at(k, i): Row(x, i) for k, x in weights.items() if "*" in k for i in range(x.shape[0])}
 
 
 def _float_of(*groups: Iterable[Any]) -> str:

@@ -48,6 +48,8 @@ class JaxTable(Table):
         """The result of one node, its layer's path on every instruction that XLA reports."""
         if attrs.get("dtype") == "f32":
             attrs = {**attrs, "dtype": self.float}
+        if node.op is not ops.loop:
+            operands = map(_whole, operands)
         with jax.named_scope(node.path or "model"):
             made = super().apply(node, operands, attrs)
             several = len(node.outputs) > 1
@@ -61,6 +63,23 @@ class JaxTable(Table):
                 size = self.seen.setdefault(d, x.shape[axis])
                 x = x if size == x.shape[axis] else jnp.take(x, jnp.arange(size), axis)
         return x
+
+
+class Row:
+    """One row of an array that holds a parameter of all blocks; taken out of it only where something else than a loop over all reads it."""
+
+    def __init__(self, stack: Any, index: int):
+        self.stack, self.index, self.dtype = stack, index, stack.dtype
+
+    def __jax_array__(self) -> Any:
+        return lax.index_in_dim(self.stack, self.index, 0, False)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.asarray(self.stack, dtype)[self.index]
+
+
+def _whole(x: Any) -> Any:
+    return jnp.asarray(x) if isinstance(x, Row) else x
 
 
 def native_dtype(dtype: str) -> np.dtype:
@@ -219,6 +238,35 @@ def _scatter(x, index, new, *, axis, reduce):
     places[axis] = index
     spot = x.at[tuple(places)]
     return spot.set(new) if reduce == "set" else spot.add(new)
+
+
+@JAX.native(ops.loop, node=True)
+def _loop(node, *xs, body, carries, shared, count):
+    """A scan: XLA compiles the body once. What differs between iterations is stacked, and what they make is taken apart again."""
+    carried, same, own = tuple(map(_whole, xs[:carries])), [_whole(x) for x in xs[carries : carries + shared]], xs[carries + shared :]
+    stacked = [_stacked(own[i : i + count], carried) for i in range(0, len(own), count)]
+
+    def step(carried, row):
+        index, *rows = row
+        made = body(*carried, *same, *rows, index=index)
+        return made[:carries], made[carries:]
+
+    carried, made = lax.scan(step, carried, (jnp.arange(count), *stacked))
+    results = (*carried, *(lax.index_in_dim(y, i, 0, False) for y in made for i in range(count)))
+    return results if len(node.outputs) > 1 else results[0]
+
+
+def _stacked(xs, carried):
+    """Joined on a new first axis; Python numbers take the float that is carried along."""
+    if all(isinstance(x, Row) and x.stack is xs[0].stack and x.index == xs[0].index + i for i, x in enumerate(xs)):
+        return lax.slice_in_dim(xs[0].stack, xs[0].index, xs[0].index + len(xs))
+    if isinstance(xs[0], (bool, int, float)):
+        kind = jnp.result_type(*[c for c in carried if not isinstance(c, (bool, int, float))]) if isinstance(xs[0], float) else None
+        return jnp.asarray(xs, kind)
+    xs = [_whole(x) for x in xs]
+    if not xs[0].ndim:
+        return jnp.stack(xs)
+    return jnp.reshape(jnp.concatenate(xs), (len(xs), *xs[0].shape))  # one instruction for all, where a stack has one for each
 
 
 def _grouped(q, kv_heads):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from . import ops
 from .graph import Node
@@ -10,7 +10,7 @@ from .op import Op
 from .signature import Signature
 from .sizes import product
 
-Axes = list["int | None"]
+Axes = Sequence["int | None"]
 ROWS: dict[Op, Callable[[Node, int], Axes | None]] = {}
 
 
@@ -57,7 +57,7 @@ def _row(*of: Op) -> Callable[[Callable[[Node, int], Axes | None]], Callable[[No
     return declare
 
 
-@_row(ops.constant, ops.literal, ops.iota, ops.size, ops.random_uniform, ops.dropout, ops.batch_statistics, ops.ctc_loss, ops.argsort, ops.sort)
+@_row(ops.constant, ops.literal, ops.iota, ops.size, ops.random_uniform, ops.dropout, ops.ctc_loss, ops.argsort, ops.sort, ops.loop)
 def _none(node: Node, axis: int) -> Axes | None:
     """Leaves, draws of random numbers, and what is not worth it."""
     return None

@@ -1,6 +1,6 @@
 """State of generation: trace-time objects that declare the graph inputs and outputs they need.
 
-The same `forward` is traced without a cache, with a growing one and with a fixed one; a model file never branches on it.
+The same `forward` is traced without a cache and with a growing one; a model file never branches on it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ class Cache:
     """How keys and values of earlier calls reach this one."""
 
     past: Size = 0
-    start: Value | None = None
 
     def extend(self, k: Value, v: Value, slot: str = "") -> tuple[Value, Value]:
         """Keys and values [batch heads seq head] of this call joined with earlier ones."""
@@ -30,10 +29,12 @@ class Cache:
         k, v = make()
         return k, v
 
-    def positions(self, length: Size, most: int) -> Value:
-        """i64[length]: the places of this call's tokens, counted from the first one ever; there are `most` places."""
+    def positions(self, length: Size, most: int, given: Value | None = None) -> Value:
+        """i64[length]: the places of this call's tokens, counted from the first one ever, or those that are given; there are `most` places."""
         from .ops import iota
 
+        if given is not None:
+            return given
         current().limit(self.past + length, most, "the model has no positions beyond")
         return iota(size=length) + self.past
 
@@ -79,6 +80,11 @@ class GrowingCache(Cache):
         graph, place = current(), self._place(slot)
         k, v = (graph.input(f"past_key_values.{place}.{name}", x.type) for name, x in zip(("key", "value"), make(), strict=True))
         return k, v
+
+    def positions(self, length: Size, most: int, given: Value | None = None) -> Value:
+        """Given places count what is not padding; as many tokens as there are places can be looked at all the same."""
+        current().limit(self.past + length, most, "the model has no positions beyond")
+        return super().positions(length, most, given)
 
     def sizes(self) -> dict[str, Size]:
         """Keys are the past ones and the new."""

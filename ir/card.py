@@ -5,10 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .config import Config
 from .layer import Layer
+
+if TYPE_CHECKING:
+    from .definition import Definition
+    from .graph import Graph
 
 
 class Names:
@@ -57,15 +61,39 @@ def spellings(key: str, prefix: str, base: str, also: Mapping[str, Sequence[str]
 
 @dataclass(frozen=True)
 class Part:
-    """One graph of a model that generates: the file it is exported to, the cache it is traced with, and its outputs."""
+    """One graph of a model that generates: the file it is exported to, the cache it is traced with, and its outputs.
+
+    Of those in `last` only the last position is given. `inputs` are present besides the usual ones, `masks` where caches are padded.
+    """
 
     file: str
     cache: str
     outputs: Sequence[str]
+    last: Sequence[str] = ()
+    inputs: Sequence[str] = ()
+    masks: Sequence[str] = ()
+
+    def graph(self, definition: Definition, inputs: Iterable[str] | None = None, *, padded: bool = False) -> Graph:
+        """The part's graph, for its own inputs unless others are chosen; `padded` where sizes are fixed and masks say what is there."""
+        own = (*definition.usual, *self.inputs, *(self.masks if padded else ()))
+        graph = definition.graph(own if inputs is None else inputs, self.outputs, cache=self.cache)
+        return _last_position(graph, self.last) if self.last else graph
 
 
-GENERATES = (Part("model", "growing", ("logits",)),)
-ENCODES_THEN_GENERATES = (Part("encoder_model", "once", ("encoder_last_hidden_state",)), Part("decoder_model", "growing-slots", ("logits",)))
+def _last_position(graph: Graph, names: Sequence[str]) -> Graph:
+    """The graph with outputs [batch seq ...] cut to [batch 1 ...]: what is computed for the other rows alone is dead code to `push_slices`."""
+    graph = graph.rebuild(lambda node, operands: None)
+    with graph.tracing():
+        for name in names:
+            graph.outputs[name] = graph.outputs[name][:, -1:]
+    return graph
+
+
+GENERATES = (Part("model", "growing", ("logits",), last=("logits",), inputs=("position_ids",)),)
+ENCODES_THEN_GENERATES = (
+    Part("encoder_model", "once", ("encoder_last_hidden_state",)),
+    Part("decoder_model", "growing-slots", ("logits",), last=("logits",), masks=("decoder_attention_mask",)),
+)
 
 
 @dataclass(frozen=True)

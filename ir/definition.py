@@ -83,7 +83,8 @@ class Definition:
             if (isinstance(error, InterlinguaError) and not isinstance(error, MissingOperandError)) or not left_out:
                 raise
             given = ", ".join(k for k in present if k in names) or "nothing"
-            raise InputError(f"{self.name} cannot be built for {given} alone: {str(error).splitlines()[0]}\n  left out are {', '.join(left_out)}") from error
+            why = str(error).splitlines()[0]
+            raise InputError(f"{self.name} cannot be built for {given} alone: {why}\n  left out are {', '.join(left_out)}") from error
         wanted = select(graph.outputs, outputs, self.name, self.always)
         graph.outputs = {k: v for k, v in graph.outputs.items() if k in wanted or k.startswith(("update.", "present."))}
         pruned = graph.pruned()

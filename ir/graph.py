@@ -43,6 +43,18 @@ class Value:
     def __repr__(self) -> str:
         return f"{self.name}: {self.type}"
 
+    if TYPE_CHECKING:  # `ir/ops` binds the operators, which are ops
+
+        def _operator(self, other: Any) -> Value: ...
+
+        __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = __matmul__ = _operator
+        __floordiv__ = __rfloordiv__ = __mod__ = __rmod__ = __and__ = __rand__ = __or__ = __ror__ = __xor__ = _operator
+        __lt__ = __le__ = __gt__ = __ge__ = __getitem__ = _operator
+
+        def __neg__(self) -> Value: ...
+
+        def __invert__(self) -> Value: ...
+
 
 class Param(Value):
     """A leaf of a model. `name` is its place in the layer tree, `key` its name in the checkpoint; both are set before tracing.
@@ -193,7 +205,7 @@ class Graph:
     def rebuild(self, rule: Callable[[Node, tuple[Value | None, ...]], Any]) -> Graph:
         """This graph with each live node replaced by `rule(node, operands)`: a Value, a tuple of them, or None to keep it."""
         graph = Graph(like=self)
-        new: dict[Value | None, Value | None] = {}
+        new: dict[Any, Any] = {}
         with graph.tracing():
             for node in self.live():
                 graph.path = node.path

@@ -29,7 +29,11 @@ _SECTIONS = ("inputs", "params", "nodes", "outputs", "literals")
 
 def parse_graph(text: str) -> Graph:
     """The graph that `print_graph` wrote. UsageError names line and column of what does not fit."""
-    lines = [_Line(i, row.rstrip()) for i, row in enumerate(text.splitlines(), 1) if row.strip()]
+    return _parse_lines([_Line(i, row.rstrip()) for i, row in enumerate(text.splitlines(), 1) if row.strip()], {})
+
+
+def _parse_lines(lines: list[_Line], literals: dict[str, Literal]) -> Graph:
+    """The graph of a whole text, or of the lines of a loop's body, which uses the literals of the whole."""
     graph = Graph()
     sections: dict[str, list[_Line]] = {name: [] for name in _SECTIONS}
     section = ""
@@ -38,13 +42,15 @@ def parse_graph(text: str) -> Graph:
             section = _heading(line, graph, section)
         elif not section:
             line.fail(f"expected one of {', '.join(_SECTIONS)} before it")
+        elif section == "nodes" and sections[section] and line.text.startswith("    "):
+            sections[section][-1].below.append(_Line(line.number, line.text[4:], line.left + 4))
         else:
             line.at = len(line.text) - len(line.text.lstrip())
             sections[section].append(line)
     values: dict[str, Value] = {}
     for line in sections["inputs"]:
         _parse_input(line, graph, values)
-    literals = dict(_parse_literal(line) for line in sections["literals"])
+    literals |= dict(_parse_literal(line) for line in sections["literals"])
     for line in sections["params"]:
         _parse_param(line, values, literals)
     with graph.tracing():
@@ -60,14 +66,15 @@ def parse_graph(text: str) -> Graph:
 
 
 class _Line:
-    """A line and how far it has been read."""
+    """A line and how far it has been read; `left` columns of it are cut off, and the lines `below` it are a loop's body."""
 
-    def __init__(self, number: int, text: str):
-        self.number, self.text, self.at = number, text, 0
+    def __init__(self, number: int, text: str, left: int = 0):
+        self.number, self.text, self.left, self.at = number, text, left, 0
+        self.below: list[_Line] = []
 
     def fail(self, why: str, at: int | None = None) -> NoReturn:
         """UsageError for this place."""
-        place = f"line {self.number}, column {(self.at if at is None else at) + 1}"
+        place = f"line {self.number}, column {(self.at if at is None else at) + self.left + 1}"
         raise UsageError(f"graph text, {place}: {why}\n  {self.text.strip()[:200]}")
 
     def take(self, pattern: str, what: str) -> str:
@@ -166,10 +173,15 @@ def _parse_param(line: _Line, values: dict[str, Value], literals: Mapping[str, L
         line.take(r"\)", "')'")
     elif line.skip(r"\s+init="):
         init = line.quoted()
-    param = Param(*type.shape, dtype=type.dtype, init=init, trainable=not line.skip(r"\s+trainable=False"))
+    param = Param(*_static(type), dtype=type.dtype, init=init, trainable=not line.skip(r"\s+trainable=False"))
     param.name, param.key = name, key
     line.end()
     values[name] = param
+
+
+def _static(type: Type) -> tuple[int, ...]:
+    """The shape of an array, whose sizes are numbers."""
+    return tuple(map(int, type.shape))  # type: ignore[arg-type]
 
 
 def _parse_literal(line: _Line) -> tuple[str, Literal]:
@@ -179,7 +191,8 @@ def _parse_literal(line: _Line) -> tuple[str, Literal]:
     at = line.at
     try:
         data = zlib.decompress(base64.b64decode(line.take(r"[A-Za-z0-9+/=]+", "numbers in base64"), validate=True))
-        literal = Literal(np.frombuffer(data, NUMPY_DTYPES[type.dtype].newbyteorder("<")).astype(NUMPY_DTYPES[type.dtype]).reshape(type.shape))
+        numbers = np.frombuffer(data, NUMPY_DTYPES[type.dtype].newbyteorder("<")).astype(NUMPY_DTYPES[type.dtype])
+        literal = Literal(numbers.reshape(_static(type)))
     except (ValueError, zlib.error) as e:
         line.fail(f"the numbers of {type} cannot be read: {e}", at)
     if literal.digest != digest:
@@ -188,7 +201,7 @@ def _parse_literal(line: _Line) -> tuple[str, Literal]:
     return digest, literal
 
 
-def _parse_node(line: _Line, graph: Graph, values: dict[str, Value], literals: Mapping[str, Literal]) -> None:
+def _parse_node(line: _Line, graph: Graph, values: dict[str, Value], literals: dict[str, Literal]) -> None:
     start, made = line.at, []
     while not made or line.skip(r",\s*"):
         made.append((line.define(values, r"%\d+(?:\.\d+)?"), line.at, Type.parse(line.type())))
@@ -210,7 +223,8 @@ def _parse_node(line: _Line, graph: Graph, values: dict[str, Value], literals: M
         if value.type != type:
             line.fail(f"{label} is declared {type}, but {name} gives {value.type}", at)
         value.name, values[label] = label, value
-    graph.sites = max(graph.sites, attrs.get("site", -1) + 1)
+    if isinstance(site := attrs.get("site"), int):
+        graph.sites = max(graph.sites, site + 1)
 
 
 def _parse_operands(line: _Line, op: Op, values: Mapping[str, Value]) -> tuple[Value | None, ...]:
@@ -227,14 +241,14 @@ def _parse_operands(line: _Line, op: Op, values: Mapping[str, Value]) -> tuple[V
     return tuple(operands)
 
 
-def _parse_attributes(line: _Line, op: Op, type: Type, literals: Mapping[str, Literal]) -> dict[str, Any]:
+def _parse_attributes(line: _Line, op: Op, type: Type, literals: dict[str, Literal]) -> dict[str, Any]:
     given: dict[str, Any] = {}
     if line.skip(r"\s*\{"):
         at = line.at
         source = line.take(r'(?:"(?:\\.|[^"\\])*"|[^"}])*', "attributes")
         line.take(r"\}", "'}'")
         try:
-            call = ast.parse(f"_({source})", mode="eval").body
+            call: Any = ast.parse(f"_({source})", mode="eval").body
         except SyntaxError as e:
             line.fail(f"attributes cannot be read: {e.msg}", at + max((e.offset or 1) - 3, 0))
         reader = _Attributes(line, at - 2, source, type, literals)
@@ -242,6 +256,10 @@ def _parse_attributes(line: _Line, op: Op, type: Type, literals: Mapping[str, Li
         for k in call.keywords:
             if k.arg not in op.attributes:
                 line.fail(f"{op.name} has no attribute {k.arg!r}{nearest(k.arg or '', op.attributes)}", at - 2 + k.col_offset)
+    if line.below and "body" in op.attributes:
+        given["body"] = _parse_lines(line.below, literals)
+    elif line.below:
+        line.below[0].fail(f"{op.name} has no body")
     attrs = {}
     for name in op.attributes:
         default = op.parameters.parameters[name].default
@@ -269,7 +287,7 @@ class _Attributes:
             case ast.Tuple(elts=items):
                 return tuple(self.read(i, array) for i in items)
             case ast.List() if array:
-                return Literal(np.array(self._flat(node), NUMPY_DTYPES[self.type.dtype]).reshape(self.type.shape))
+                return Literal(np.array(self._flat(node), NUMPY_DTYPES[self.type.dtype]).reshape(_static(self.type)))
             case ast.Call(func=ast.Name(id="literal"), args=[ast.Constant(value=str(digest))]):
                 return self.line.literal(digest, self.literals, self.offset + node.col_offset)
         with self.line.located(self.offset + node.col_offset):

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 from .errors import InterlinguaError, TargetError
 from .graph import Graph, Node, Value
 from .op import OPS, Op
 from .sizes import Dim, symbol
+
+INDEX = symbol("_iteration")  # in the attributes of a loop's body: which iteration this is, from 0
 
 
 def shape_of(x: Any, axis: int) -> Any:
@@ -66,16 +69,22 @@ def lower(graph: Graph, table: Table) -> Graph:
     for _ in range(len(OPS)):  # no chain of decompositions is longer
         foreign = [n for n in graph.live() if not table.covers(n)]
         if not foreign:
-            return graph
+            return _with_bodies(graph, table)
         if stuck := [n for n in foreign if n.op.decomposition is None]:
             rows = "".join(f"\n  {n.op.name} in {n.path or 'the model'}: {', '.join(str(t) for t in n.types())}" for n in stuck[:5])
             raise TargetError(
                 f"{table.name} cannot express {', '.join(sorted({n.op.name for n in stuck}))}{rows}\n"
                 "  choose another target, or leave out the outputs that need it (outputs=[...])"
             )
-        graph = graph.rebuild(lambda n, xs: None if table.covers(n) else n.op.decomposition(*xs, **n.attrs))
+        graph = graph.rebuild(lambda n, xs: None if table.covers(n) else n.op.decomposition(*xs, **n.attrs))  # type: ignore[misc]
     names = ", ".join(sorted({n.op.name for n in graph.live() if not table.covers(n)}))
     raise InterlinguaError(f"{table.name}: decomposing {names} never ends, expected a decomposition into simpler ops")
+
+
+def _with_bodies(graph: Graph, table: Table) -> Graph:
+    """`graph` with the bodies of its loops lowered too."""
+    inner = {n: {k: lower(a, table) for k, a in n.attrs.items() if isinstance(a, Graph)} for n in graph.live()}
+    return graph.rebuild(lambda n, xs: n.op(*xs, **{**n.attrs, **inner[n]}) if inner[n] else None) if any(inner.values()) else graph
 
 
 class Sizes(dict):
@@ -94,7 +103,7 @@ class Sizes(dict):
     def __missing__(self, key: Any) -> Any:
         d = symbol(key) if isinstance(key, str) else key
         if d in self.carriers:
-            found = self.table.size_of(*self.carriers[d])
+            found = self.table.size_of(*self.carriers[d])  # type: ignore[misc]
         elif d.name:
             raise InterlinguaError(f"size {d} is carried by no value of the graph")
         else:
@@ -103,10 +112,18 @@ class Sizes(dict):
         return found
 
     def bind(self, x: Any) -> Any:
-        """`x` with every size in it replaced by its value."""
+        """`x` with every size in it replaced by its value, and a graph by a function of its inputs and of `index`, the iteration."""
         if isinstance(x, Dim):
             return self[x]
+        if isinstance(x, Graph):
+            return partial(self._run_body, x)
         return tuple(map(self.bind, x)) if isinstance(x, tuple) else x
+
+    def _run_body(self, body: Graph, *operands: Any, index: Any) -> tuple[Any, ...]:
+        inner = Sizes(self.table)
+        inner.carriers.update(self.carriers)
+        inner.update({INDEX: index, INDEX.name: index})
+        return tuple(run(body, self.table, dict(zip(body.inputs, operands, strict=True)), sizes=inner).values())
 
 
 def last_uses(nodes: list[Node], keep: Iterable[Value]) -> dict[int, list[Value]]:
@@ -123,12 +140,19 @@ def last_uses(nodes: list[Node], keep: Iterable[Value]) -> dict[int, list[Value]
     return dead
 
 
-def run(graph: Graph, table: Table, feed: Mapping[Value, Any], *, observe: Callable[[Node, tuple[Any, ...]], None] | None = None) -> dict[str, Any]:
+def run(
+    graph: Graph,
+    table: Table,
+    feed: Mapping[Value, Any],
+    *,
+    observe: Callable[[Node, tuple[Any, ...]], None] | None = None,
+    sizes: Sizes | None = None,
+) -> dict[str, Any]:
     """The outputs of `graph` by the rules of `table`; `feed` gives inputs and parameters and is asked for each when it is read.
 
-    A value is dropped after its last use, so that memory holds what is still needed and no more.
+    A value is dropped after its last use, so that memory holds what is still needed and no more. `sizes` are those known beforehand.
     """
-    sizes = Sizes(table)
+    sizes = Sizes(table) if sizes is None else sizes
     for v in graph.inputs:
         if v in feed:
             sizes.learn(v, feed[v])

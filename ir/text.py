@@ -9,8 +9,9 @@
     outputs
       output: %0
 
-`_` is an operand that is left out, `{}` has the attributes that differ from their defaults, `#` names the layer. What is lost is what
-tracing needs and running does not: `taps`, `cache`, dead nodes.
+`_` is an operand that is left out, `{}` has the attributes that differ from their defaults, `#` names the layer. The body of a loop stands
+below its node, in the same form and four columns further in. What is lost is what tracing needs
+and running does not: `taps`, `cache`, dead nodes.
 """
 
 from __future__ import annotations
@@ -38,19 +39,29 @@ INLINE = 32  # the most elements of an array that is written where it is used
 
 def print_graph(graph: Graph, *, data: bool = True) -> str:
     """The live part of `graph` as text, a line per node; without `data`, the numbers of large arrays are left out."""
-    names, large = _names(graph), {}
-    bounds = dict(graph.bounds)
+    large: dict[str, Literal] = {}
+    lines = _lines(graph, large)
+    literals = ["literals", *(f"  {_literal_row(x)}" for x in large.values())] if data and large else []
+    return "\n".join([*lines, *literals]) + "\n"
+
+
+def _lines(graph: Graph, large: dict[str, Literal]) -> list[str]:
+    """All but the literals, which are added to `large`."""
+    names, bounds = _names(graph), dict(graph.bounds)
     rows = {
         "inputs": [f"{names[v]}: {_input_type(v, graph.bounds, bounds)}" for v in graph.inputs],
         "params": [_param_row(v, names[v], large) for v in graph.params()],
-        "nodes": [_node_row(n, names, large) for n in graph.live()],
+        "nodes": [row for n in graph.live() for row in (_node_row(n, names, large), *_body_rows(n, large))],
         "outputs": [f"{k}: {names[v]}" for k, v in graph.outputs.items()],
-        "literals": [_literal_row(x) for x in large.values()] if data else [],
     }
     flags = ["training"] if graph.training else []
     flags += [f"size {name}>={least}" for name, least in bounds.items()]
     flags += [f"size {size}<={most}: {why}" for size, (most, why) in graph.limits.items()]
-    return "\n".join([*flags, *(line for section, lines in rows.items() if lines for line in (section, *(f"  {row}" for row in lines)))]) + "\n"
+    return [*flags, *(line for section, lines in rows.items() if lines for line in (section, *(f"  {row}" for row in lines)))]
+
+
+def _body_rows(node: Node, large: dict[str, Literal]) -> list[str]:
+    return [f"  {line}" for a in node.attrs.values() if isinstance(a, Graph) for line in _lines(a, large)]
 
 
 def _names(graph: Graph) -> dict[Value, str]:
@@ -70,7 +81,7 @@ def _input_type(value: Value, least: Mapping[str, int], left: dict[str, int]) ->
     """The type with the least values of its bare names; those are taken out of `left`."""
     sizes = []
     for d in value.shape:
-        name = d.name if isinstance(d, Dim) else None
+        name = str(d)
         sizes.append(f"{name}>={least[name]}" if name in least else str(d))
         left.pop(name, None)
     return f"{value.type.dtype}[{' '.join(sizes)}]"
@@ -90,7 +101,8 @@ def _node_row(node: Node, names: Mapping[Value, str], large: dict[str, Literal])
     operands = ["_" if v is None else names[v] for v in node.inputs]
     while operands and operands[-1] == "_":
         operands.pop()
-    attrs = [f"{k}={_attribute(node.attrs[k], node, large)}" for k in node.op.attributes if not _same(node.attrs[k], _default(node.op, k))]
+    given = {k: a for k, a in node.attrs.items() if not (isinstance(a, Graph) or _same(a, _default(node.op, k)))}
+    attrs = [f"{k}={_attribute(given[k], node, large)}" for k in node.op.attributes if k in given]
     made = ", ".join(f"{v.name}: {v.type}" for v in node.outputs)
     row = f"{made} = {node.op.name}({', '.join(operands)})"
     return row + (f" {{{', '.join(attrs)}}}" if attrs else "") + (f"  # {node.path}" if node.path else "")

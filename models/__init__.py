@@ -56,4 +56,4 @@ def choose_head(card: Card, config: dict[str, Any], head: str | None) -> tuple[s
         head = fitting[0]
     elif head not in card.heads:
         raise UsageError(f"{card.model_type} has no head {head!r}{nearest(head, [*card.heads, *TASKS])}")
-    return head, card.heads[head]
+    return str(head), card.heads[str(head)]

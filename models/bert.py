@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from ..ir import layers as nn
 from ..ir import ops
@@ -97,7 +98,8 @@ class Bert(Layer):
 
     @staticmethod
     def _block(c: BertConfig) -> nn.Block:
-        n, options = c.hidden_size, {"dropout": c.attention_probs_dropout_prob, "out_dropout": c.hidden_dropout_prob}
+        n = c.hidden_size
+        options: dict[str, Any] = {"dropout": c.attention_probs_dropout_prob, "out_dropout": c.hidden_dropout_prob}
         if c.position_embedding_type == "absolute":
             attention = nn.Attention(n, c.num_attention_heads, causal=c.is_decoder, **options)
         else:

@@ -81,7 +81,7 @@ class Gpt2(Layer):
     def embed(self, input_ids=None, token_type_ids=None, position_ids=None, inputs_embeds=None) -> Value:
         """[batch seq n]; positions count from 0, whatever the mask says, and token types are words."""
         x = self.words(input_ids) if inputs_embeds is None else inputs_embeds
-        x = x + self.positions(current().cache.positions(x.shape[1], self.most) if position_ids is None else position_ids)
+        x = x + self.positions(current().cache.positions(x.shape[1], self.most, position_ids))
         return x if token_type_ids is None else x + self.words(token_type_ids)
 
     def forward(self, attention_mask=None, encoder_hidden_states=None, encoder_attention_mask=None, **words):

@@ -84,7 +84,7 @@ class Embeddings(Layer):
     def forward(self, pixel_values: Value, bool_masked_pos: Value | None) -> Value:
         """[batch channels height width] -> [batch rows columns n]."""
         x = self.norm(ops.transpose(self.patches(nn.pad_to(pixel_values, self.patch, (2, 3))), perm=(0, 2, 3, 1)))
-        if bool_masked_pos is not None:
+        if bool_masked_pos is not None and self.hidden is not None:
             x = ops.where(ops.view(bool_masked_pos, x.shape[:3])[..., None], self.hidden[None], x)
         return self.dropout(x)
 
@@ -171,7 +171,7 @@ class MaskedImageModel(Layer):
         image = self.decoder(out["last_hidden_state"], *out["reshaped_hidden_states"][-1].shape[2:])
         loss = None
         if bool_masked_pos is not None:
-            loss = nn.masked_pixel_loss(pixel_values, image, bool_masked_pos, self.config.patch_size, self.config.num_channels)
+            loss = nn.masked_pixel_loss(pixel_values, image, bool_masked_pos, nn.pair(self.config.patch_size)[0], self.config.num_channels)
         return {"loss": loss, "reconstruction": image, **nn.rest(out)}
 
 

@@ -121,7 +121,7 @@ class Adapter(Layer):
 
     def forward(self, x: Value) -> Value:
         """[batch frames n] -> [batch fewer m]."""
-        if self.projection is not None:
+        if self.projection is not None and self.norm is not None:
             x = self.norm(self.projection(x))
         x = ops.transpose(x, perm=(0, 2, 1))
         for step in self.steps:

@@ -28,6 +28,7 @@ Load = Callable[[str, str | None], Definition]
 
 FORMATS = {"onnxruntime": "onnx", "xla": "stablehlo", "tensorflow": "saved_model"}  # what an export writes for a target
 CHAIN = ("encoder_model", "decoder_model")  # the second reads what the first makes
+PLACES = "position_ids"
 PLAIN = {"attention_mask": 1, "token_type_ids": 0}  # filled with this, an input says what leaving it out says
 _KINDS = {"input_ids": "text", "pixel_values": "image", "input_values": "audio"}
 _NEXT_TOKEN = "these are the likeliest tokens at the next place: one step, as a single run of the model gives it"
@@ -69,7 +70,7 @@ def run_raw(
     progress(f"reading {place}")
     on, graphs = _exported(folder, on, head)
     source = _Artifact(folder, graphs, device) if graphs else _Checkpoint(load(str(folder), head), on, device)
-    inputs = processor.inputs(**_arguments(raw, source.takes))
+    inputs = processor.inputs(**_arguments(raw, source.takes), **(source.habits if raw.get("text") else {}))
     _complete(inputs, source.name, source.usual, config)
     progress(f"running {source.name} on {on}")
     found = answer(source.name, config, inputs, source.run(_taken(inputs, source)), processor, top_k)
@@ -83,6 +84,7 @@ class _Checkpoint:
     def __init__(self, model: Definition, on: str, device: str):
         self.model, self.on, self.device = model, on, device
         self.name, self.takes, self.usual = model.name, model.inputs, model.usual
+        self.habits: dict[str, str] = {}
 
     def run(self, inputs: Arrays) -> Arrays:
         return compile(self.model, self.on, device=self.device, inputs=list(inputs))(**inputs)
@@ -96,6 +98,7 @@ class _Artifact:
         self.name = graphs[-1].head or graphs[-1].model
         inputs = {k: type for g in reversed(graphs) for k, type in g.inputs.items()}
         self.takes, self.usual = {**{k: "" for g in graphs for k in g.ignored}, **inputs}, tuple(inputs)
+        self.habits = {"padding_side": "left"} if PLACES in inputs and "past_key_values.0.key" in inputs else {}  # the last position alone is given
 
     def run(self, inputs: Arrays) -> Arrays:
         known, made = dict(inputs), {}
@@ -157,6 +160,10 @@ def _complete(inputs: Inputs, name: str, usual: Sequence[str], config: Mapping[s
         if start is None:
             raise UsageError("config.json: decoder_start_token_id is missing, expected the id of the token that decoding starts with")
         inputs["decoder_input_ids"] = np.full((len(next(iter(inputs.values()))), 1), start, np.int64)
+    if "decoder_attention_mask" in usual:
+        inputs["decoder_attention_mask"] = np.ones_like(inputs["decoder_input_ids"])
+    if PLACES in usual and PLACES not in inputs:
+        inputs[PLACES] = np.maximum(np.cumsum(inputs["attention_mask"], axis=-1) - 1, 0)
     if "mc_token_ids" in usual:  # each choice is judged by its last token
         mask = inputs["attention_mask"]
         inputs["mc_token_ids"] = mask.shape[-1] - 1 - np.argmax(mask[..., ::-1], axis=-1)

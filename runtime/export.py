@@ -30,14 +30,17 @@ def export(
     cache: bool | None = None,
     check: bool = True,
     overwrite: bool = False,
+    quantize: str = "",
+    max_error: float | None = None,
     progress: Progress = lambda text: None,
     **options: Any,
 ) -> list[GraphFile]:
     """Writes a model as ONNX, StableHLO or a SavedModel, and returns what `interlingua.json` lists.
 
     Without a folder the artifact is written beside the checkpoint, whose weights it refers to. A head that generates becomes graphs with caches
-    (`model`, or `encoder_model` and `decoder_model`) for ONNX and StableHLO unless `cache` is false or inputs or outputs are chosen. With `check`
-    the artifact is run against the float64 reference before it appears, and its errors are noted in `interlingua.json`.
+    (`model`, or `encoder_model` and `decoder_model`), which give the logits of the last position, for ONNX and StableHLO unless `cache` is false or
+    inputs or outputs are chosen. With `check` the artifact is run against the float64 reference before it appears, and its errors are noted in
+    `interlingua.json`. `quantize` names a scheme that stores weights in fewer bits, `max_error` its budget: see `quantization.export_quantized`.
 
     Raises ParityError where the numbers are wrong, UsageError for an existing output, TargetError for what the target cannot express; then
     nothing is left behind.
@@ -47,7 +50,11 @@ def export(
     if folder is None and model.folder is None:
         raise UsageError(f"{model.name} has no checkpoint to be exported beside; name a folder")
     place = Path(folder or model.folder or ".")
-    graphs = graphs_of(model, to, inputs, outputs, cache)
+    chosen: dict[str, Any] = {"inputs": inputs, "outputs": outputs, "cache": cache}
+    if quantize or max_error is not None:
+        settings = {"max_error": max_error, "check": check, "overwrite": overwrite, "progress": progress}
+        return _quantized(model, place, to, quantize, **chosen, **settings, **options)
+    graphs = graphs_of(model, to, **chosen)
     progress(f"writing {to} to {place}")
     checker = _checker(model, graphs, to, progress) if check else lambda files, staging, folder: {}
 
@@ -56,6 +63,16 @@ def export(
         return checker(files, staging, folder)
 
     return _write(model, place, to, graphs, overwrite=overwrite, check=finish, **options)
+
+
+def _quantized(model: Model, place: Path, to: str, scheme: str, **options: Any) -> list[GraphFile]:
+    from .quantization import export_quantized
+
+    if not scheme:
+        raise UsageError("max_error is a budget of quantisation, expected quantize='int8' or another scheme with it")
+    if to != "onnx":
+        raise UsageError(f"quantize={scheme!r} is for onnx, not {to}")
+    return export_quantized(model, place, scheme, **options)
 
 
 def graphs_of(model: Model, to: str, inputs: Sequence[str] | None, outputs: Sequence[str] | None, cache: bool | None) -> dict[str, Graph]:
@@ -69,7 +86,7 @@ def graphs_of(model: Model, to: str, inputs: Sequence[str] | None, outputs: Sequ
         if cache:
             raise UsageError(f"{model.name} has no caches: only heads that generate have")
         return {"model": model.graph(inputs, outputs)}
-    return {part.file: model.graph(inputs, part.outputs, cache=part.cache) for part in head.parts}
+    return {part.file: part.graph(model, inputs, padded=to == "stablehlo") for part in head.parts}
 
 
 def _write(model: Model, place: Path, to: str, graphs: dict[str, Graph], **options: Any) -> list[GraphFile]:

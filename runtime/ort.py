@@ -66,7 +66,7 @@ class OnnxSession(Session):
             self.ort = ort.InferenceSession(model, options, providers=providers)
         except Exception as error:  # onnxruntime's errors have no common base
             what = model if isinstance(model, str) else name
-            raise CheckpointError(f"{what} cannot be loaded by onnxruntime {ort.__version__}: {_reason(error)}") from error
+            raise CheckpointError(f"{what} cannot be loaded by onnxruntime {ort.__version__}: {reason(error)}") from error
         if (wanted := providers[0][0]) not in self.ort.get_providers():
             raise TargetError(f"device {device!r}: onnxruntime could not start {wanted}\n  see that its driver and libraries are installed")
         super().__init__(graph or _declared(self.ort), device=device, name=name)
@@ -77,7 +77,7 @@ class OnnxSession(Session):
         try:
             return {k: np.asarray(x) for k, x in zip(names, self.ort.run(names, dict(arrays)), strict=True)}
         except Exception as error:
-            raise InterlinguaError(f"{self.name} failed in onnxruntime {ort.__version__}: {_reason(error)}") from error
+            raise InterlinguaError(f"{self.name} failed in onnxruntime {ort.__version__}: {reason(error)}") from error
 
     def close(self) -> None:
         """Gives back what the session holds, the memory of its weights above all; it cannot run afterwards."""
@@ -166,7 +166,7 @@ def _ort_value(array: np.ndarray) -> ort.OrtValue:
     return ort.OrtValue.ortvalue_from_numpy(array)
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
     """onnxruntime's message without its prefix and without where in its source it was raised."""
     return re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : |/\S+/onnxruntime/\S+ ", "", str(error))
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import html
 import math
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,7 @@ import numpy as np
 from ..ir.definition import Definition
 from ..ir.graph import Graph, Node, Param, Value
 from ..ir.ops.leaves import Literal
+from ..ir.passes import Pass, optimize
 from ..ir.types import NUMPY_DTYPES
 
 SHORT = 8  # the most numbers of an array that are written out
@@ -31,6 +34,30 @@ def parameter_lines(model: Definition) -> list[str]:
     width = max((len(p.key) for p in model.params), default=0)
     rows = ((p, "" if p.trainable else "  (buffer)") for p in model.params)
     return [f"{p.key:<{width}}  {p.type!s:<22} {math.prod(p.shape):>12,}  {p.name}{note}" for p, note in rows]
+
+
+def pass_lines(graph: Graph, passes: Sequence[Pass]) -> list[str]:
+    """For each pass in turn how many nodes there are after it, and of which ops there are more or fewer."""
+    lines = [f"{'traced':<16} {len(graph.live()):>6} nodes"]
+
+    def observe(name: str, before: Graph, after: Graph) -> None:
+        old, new = (Counter(n.op.name for n in g.live()) for g in (before, after))
+        changed = [f"{new[k] - old[k]:+} {k}" for k in sorted({*old, *new}) if new[k] != old[k]]
+        narrowed = sum(old_type not in types for types, old_type in _results(before, after))
+        told = ", ".join(changed + [f"{narrowed} results of another size"] * bool(narrowed)) or "nothing changed"
+        lines.append(f"{name:<16} {sum(new.values()):>6} nodes  {told}")
+
+    optimize(graph, passes, observe=observe)
+    return lines
+
+
+def _results(before: Graph, after: Graph) -> list[tuple[set[str], str]]:
+    """For each node before, by layer and op: the types of such results after, and its own type then."""
+    types: dict[tuple[str, str], set[str]] = {}
+    for n in after.live():
+        types.setdefault((n.path, n.op.name), set()).add(str(n.type))
+    found = ((types.get((n.path, n.op.name)), str(n.type)) for n in before.live())
+    return [(t, own) for t, own in found if t]
 
 
 def page(model: Definition, graph: Graph) -> str:

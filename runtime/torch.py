@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -29,23 +30,28 @@ class TorchSession(Session):
         super().__init__(graph, device=device, name=definition.name)
         if dtype is not None and dtype not in KINDS["float"]:
             raise UsageError(f"dtype={dtype!r} is not a float dtype{nearest(dtype, KINDS['float'])}")
-        self._device = _device(device)
+        self.place = _device(device)
         made = program(graph)
         params = {p.key: p for p in definition.params}
         self._weights = [
-            to_tensor(made.literals[k], dtype if dtype and made.literals[k].dtype == np.float32 else "", self._device)
+            to_tensor(made.literals[k], dtype if dtype and made.literals[k].dtype == np.float32 else "", self.place)
             if k in made.literals
-            else weight(definition, params[k], dtype, self._device)
+            else weight(definition, params[k], dtype, self.place)
             for k in made.weights
         ]
         self._names = made.inputs
         self._function = torch.compile(made.function) if compile else made.function
 
+    def on_device(self, arrays: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+        """Outputs on the device for arrays, or tensors that are there already, in the dtype that the session computes in."""
+        given = [arrays[k] for k in self._names]
+        with torch.inference_mode():
+            return self._function(None, *self._weights, *[x if isinstance(x, torch.Tensor) else to_tensor(x, device=self.place) for x in given])
+
     def run(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """The outputs for arrays that fit."""
-        with torch.inference_mode():
-            made = self._function(None, *self._weights, *[to_tensor(arrays[k], device=self._device) for k in self._names])
-            return {k: to_array(made[k].to(DTYPES[t.dtype])) for k, t in self.outputs.items()}
+        made = self.on_device(arrays)
+        return {k: to_array(made[k].to(DTYPES[t.dtype])) for k, t in self.outputs.items()}
 
 
 def _device(name: str) -> torch.device:

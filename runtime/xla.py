@@ -46,15 +46,15 @@ class XlaSession(Session):
         donate: Iterable[str] = (),
     ):
         super().__init__(graph, device=device, name=name)
-        self._jax, self._place = _jax(), find_device(device)
+        self.jax, self._place, self.program = _jax(), find_device(device), program
         self._dtypes, self._donated = dict(dtypes), frozenset(donate)
-        self._weights = [self._jax.device_put(w, self._place) for w in weights]
+        self.weights = [self.jax.device_put(w, self._place) for w in weights]
 
         def by_name(weights: Sequence[Any], kept: Mapping[str, Any], donated: Mapping[str, Any]) -> dict[str, Any]:
             given = {**kept, **donated}
             return dict(zip(graph.outputs, program(weights, [given[k] for k in self.inputs]), strict=True))
 
-        self._compiled = self._jax.jit(by_name, donate_argnums=2)
+        self._compiled = self.jax.jit(by_name, donate_argnums=2)
 
     def put(self, name: str, array: Any) -> Any:
         """An array for the input of that name, on the device and in the program's dtype; on a CPU it may share the memory.
@@ -66,14 +66,18 @@ class XlaSession(Session):
             bounds = np.iinfo(dtype)
             if worst := next((int(x) for x in (array.min(), array.max()) if not bounds.min <= x <= bounds.max), None):
                 raise InputError(f"input {name!r} has {worst}, expected {bounds.min} to {bounds.max}: XLA has integers of {dtype.itemsize * 8} bits")
-        return self._jax.device_put(array.astype(dtype, copy=False), self._place)
+        return self.jax.device_put(array.astype(dtype, copy=False), self._place)
 
     def on_device(self, arrays: Mapping[str, Any]) -> dict[str, Any]:
         """Outputs on the device for inputs on the device (`put`), without waiting; donated ones are gone afterwards."""
         kept = {k: x for k, x in arrays.items() if k not in self._donated}
+        return self.guarded(self._compiled, self.weights, kept, {k: arrays[k] for k in arrays if k in self._donated})
+
+    def guarded(self, call: Callable[..., Any], *arguments: Any) -> Any:
+        """The result of a compiled function; InterlinguaError names the model and device where XLA fails."""
         try:
-            return self._compiled(self._weights, kept, {k: arrays[k] for k in arrays if k in self._donated})
-        except self._jax.errors.JaxRuntimeError as error:
+            return call(*arguments)
+        except self.jax.errors.JaxRuntimeError as error:
             raise InterlinguaError(f"{self.name} failed in XLA on {self.device}: {error}") from error
 
     def run(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -17,6 +17,7 @@ from interlingua.ir import ops
 from interlingua.ir.graph import Graph
 from interlingua.ir.op import Op
 from interlingua.ir.sizes import Dim, bind, symbol
+from interlingua.ir.table import INDEX
 from interlingua.ir.types import NUMPY_DTYPES, Type
 
 SIZES = {"b": 2, "s": 3, "t": 7, "h": 9, "w": 8}
@@ -268,6 +269,19 @@ for _op, _weight in [(ops.linear, "f32[5 4]"), (ops.affine, "f32[4 5]")]:
     add(_op, "f32[b 4]", _weight, "f32[5]", note="2d")
     add(_op, "f32[b s t 4]", _weight, "f32[5]", note="4d")
     add(_op, "f32[4]", _weight, "f32[5]", note="1d")
+for _bits, _bytes in ((8, 16), (4, 8)):  # two blocks of 16, of which a row of 27 uses 11 of the second
+    _stored = between(f"u8[5 2 {_bytes}]", 0, 256)
+    add(ops.dequantize, _stored, positive("f32[5 2]"), bits=_bits, size=27, gradient=False)
+    add(ops.dequantize, between(f"u8[b s 2 {_bytes}]", 0, 256), positive("f32[b s 2]"), bits=_bits, size=32, gradient=False, note=f"rows-{_bits}")
+    add(ops.quantized_linear, "f32[b s 27]", _stored, positive("f32[5 2]"), "f32[5]", bits=_bits, gradient=False)
+    add(ops.quantized_linear, "f32[27]", _stored, positive("f32[5 2]"), None, bits=_bits, gradient=False, note=f"1d-{_bits}")
+add(ops.round_blocks, "f32[b s 27]", block=16, gradient=False)
+add(ops.round_blocks, given("f32[b 32]", np.repeat([[0.0, 1.0, -2.0, 0.5]], 8)), block=8, gradient=False, note="zeros")
+add(ops.round_range, "f32[b s 6]", gradient=False)
+add(ops.round_range, positive("f32[b s]"), gradient=False, note="positive")
+add(ops.round_range, given("f32[b s]", 0.0), gradient=False, note="zeros")
+add(ops.dynamic_quantized_linear, "f32[b s 4]", between("i8[4 5]", -127, 128), positive("f32[5]"), "f32[5]", gradient=False)
+add(ops.dynamic_quantized_linear, "f32[b 4]", between("i8[4 5]", -127, 128), positive("f32[5]"), None, gradient=False, note="no-bias")
 for _op in (ops.sum, ops.mean, ops.max, ops.min):
     add(_op, "f32[b s 4]", axis=1)
     add(_op, "f32[b s 4]", axis=2, keep=True, note="keep")
@@ -444,3 +458,18 @@ for _note, _labels, _times, _lengths, _blank in [
 ]:
     _row = (LOG_PROBS, _labels, given("i64[4]", _times), given("i64[4]", _lengths))
     add(ops.ctc_loss, *_row, blank=_blank, note=_note, gradient=False if _note == "impossible" else None)
+
+# ---- loops --------------------------------------------------------------------------------------
+
+
+def _body() -> Graph:
+    """y = tanh(x weight + shift) times 1, 2, ...; carried on, and its sums made."""
+    body = Graph()
+    with body.tracing():
+        x, shift, weight = body.input("x", "f32[3 4]"), body.input("shift", "f32[4]"), body.input("weight", "f32[4 4]")
+        y = ops.tanh(ops.affine(x, weight, shift)) * ops.size(value=INDEX + 1, dtype="f32")
+        body.outputs = {"y": y, "sums": ops.sum(y, axis=1)}
+    return body
+
+
+add(ops.loop, "f32[3 4]", "f32[4]", *["f32[4 4]"] * 3, body=_body(), carries=1, shared=1, count=3, gradient=True)

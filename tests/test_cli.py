@@ -192,6 +192,18 @@ def test_run_of_exported_caches_begins_with_none(to: str, tmp_path: Path):
         assert run("run", tmp_path / kind, "--text", "the quick fox").out == run("run", stock(kind, head), "--text", "the quick fox").out
 
 
+@pytest.mark.parametrize("to", ["onnx", "stablehlo"])
+def test_run_of_exported_caches_pads_where_the_last_word_is_seen(to: str, tmp_path: Path):
+    """Such a graph gives the last position only: texts of unequal length are padded on the left, and places count from their first word."""
+    folder = shutil.copytree(stock("gpt2", "GPT2LMHeadModel"), tmp_path / "gpt2")
+    (folder / "tokenizer_config.json").write_text('{"pad_token": "<|endoftext|>"}')
+    run("export", folder, tmp_path / "out", "--to", to, "--no-check")
+    texts = ("--text", "the quick fox", "--text", "she")
+    whole = run("run", folder, *texts)
+    assert whole.code == 0
+    assert run("run", tmp_path / "out", *texts).out == whole.out
+
+
 def test_texts_from_a_file(bert: Path, tmp_path: Path):
     (tmp_path / "texts").write_text(f"{TEXT}\n\n[MASK] dogs\n")
     assert run("run", bert, "--text", f"@{tmp_path}/texts").out == run("run", bert, "--text", TEXT, "--text", "[MASK] dogs").out

@@ -44,7 +44,11 @@ WRONG: dict[str, tuple[str, int, str]] = {
     "input": ("export {bert} --input input_id", 2, "BertForMaskedLM has no input 'input_id'; did you mean 'input_ids'?"),
     "output": ("export {bert} --output logit", 2, "BertForMaskedLM has no output 'logit'; did you mean 'logits'?"),
     "opset": ("export {bert} --opset 5", 2, "Invalid value for '--opset': .* 17"),
-    "opset of another format": ("export {bert} --to stablehlo --opset 20", 2, "an opset is ONNX's, not one of stablehlo"),
+    "a pass that is none": ("export {bert} --switch-off flaten", 2, "pass 'flaten' is unknown; did you mean 'flatten'"),
+    "a pass of another format": ("export {bert} --to stablehlo --switch-off flatten", 2, "it is for ONNX, not for stablehlo"),
+    "an unknown scheme": ("export {bert} --quantize int3", 2, "'int3' is unknown"),
+    "a budget of nothing": ("export {bert} --max-error 0.1", 2, "expected quantize='int8'"),
+    "opset of another format": ("export {bert} --to stablehlo --opset 20", 2, "it is for ONNX, not for stablehlo"),
     "cache": ("export {bert} --cache", 2, "BertForMaskedLM has no caches: only heads that generate have"),
     "an op without a counterpart": (
         "export {ctc} {bert}/ctc --input input_values --input labels",

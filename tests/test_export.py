@@ -68,7 +68,7 @@ def test_generating_heads_at_other_opsets(opset: int, tmp_path: Path):
 
 
 def steps(session: Session, ids: str, tokens: np.ndarray, first: int, given: Callable[[int], Arrays]) -> Iterator[np.ndarray]:
-    """The logits of `first` tokens at once and of the others one by one, each with the keys and values of those before."""
+    """The last logits of `first` tokens at once and of the others one by one, each with the keys and values of those before."""
     old = {k: t for k, t in session.inputs.items() if "past" in t.names() and "past_key_values" in k}
     past = {k: np.zeros(bind(t.shape, {"batch": len(tokens), "past": 0}), np.float32) for k, t in old.items()}
     start = 0
@@ -100,9 +100,12 @@ def test_gpt2_step_by_step(target: str, first: int, tmp_path: Path):
     mask[1, :2] = 0
     whole = reference(model.graph(), {"input_ids": tokens, "attention_mask": mask}, model.weights)["logits"]
     session = opened(model, target, tmp_path)("model")
-    made = np.concatenate(list(steps(session, "input_ids", tokens, first, lambda stop: {"attention_mask": mask[:, :stop]})), axis=1)
-    live = mask[..., None] == 1
-    close({"logits": made * live}, {"logits": whole * live})
+    places = lambda stop: np.arange(0 if stop == first else stop - 1, stop) + np.zeros((2, 1), int)
+    given = lambda stop: {"attention_mask": mask[:, :stop], "position_ids": places(stop)}
+    made = np.concatenate(list(steps(session, "input_ids", tokens, first, given)), axis=1)
+    assert made.shape == (2, 8 - first, 99)  # no call gives the logits of other positions than its last
+    live = mask[:, first - 1 :, None] == 1
+    close({"logits": made * live}, {"logits": whole[:, first - 1 :] * live})
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -117,8 +120,9 @@ def test_t5_step_by_step_with_one_run_of_the_encoder(target: str, tmp_path: Path
     encoded = {k.replace("present.", "past_key_values."): x for k, x in session("encoder_model")(**given).items() if "present." in k}
     decoder = session("decoder_model")
     assert "input_ids" not in decoder.inputs
-    made = list(steps(decoder, "decoder_input_ids", tokens, 2, lambda stop: {"attention_mask": mask, **encoded}))
-    close({"logits": np.concatenate(made, axis=1)}, {"logits": whole})
+    own = lambda stop: {"decoder_attention_mask": np.ones((2, stop), int)} if "decoder_attention_mask" in decoder.inputs else {}
+    made = list(steps(decoder, "decoder_input_ids", tokens, 2, lambda stop: {"attention_mask": mask, **own(stop), **encoded}))
+    close({"logits": np.concatenate(made, axis=1)}, {"logits": whole[:, 1:]})
 
 
 def test_the_decoder_has_no_weight_of_the_encoder(tmp_path: Path):

@@ -12,18 +12,19 @@ from op_samples import SAMPLES, Sample, sample_graph
 
 import interlingua as il
 from interlingua.ir import ops
-from interlingua.ir.errors import InterlinguaError, ShapeError
+from interlingua.ir.errors import InterlinguaError, ShapeError, UsageError
 from interlingua.ir.graph import Graph, Param, Value
 from interlingua.ir.op import OPS, Op
-from interlingua.ir.passes import explicit_causal, flatten, fold_constants, optimize, push_slices
+from interlingua.ir.passes import explicit_causal, flatten, fold_constants, optimize, push_slices, roll, without
 from interlingua.ir.passes.fold_constants import REWRITES
 from interlingua.ir.reference import reference
 from interlingua.ir.signature import Signature
 from interlingua.ir.sizes import symbol
 from interlingua.ir.text import print_graph
 from interlingua.ir.weights import ArrayWeights
+from interlingua.runtime.showing import pass_lines
 
-PASSES = [push_slices, explicit_causal, flatten, fold_constants]
+PASSES = [push_slices, explicit_causal, flatten, fold_constants, roll]
 each_pass = pytest.mark.parametrize("change", PASSES, ids=lambda p: p.__name__)
 
 
@@ -68,7 +69,7 @@ def test_passes_keep_every_op(sample: Sample, symbolic: bool):
 # ---- slices -------------------------------------------------------------------------------------
 
 NOT_SLICED = """
-constant literal size iota random_uniform dropout sort argsort ctc_loss
+constant literal size iota random_uniform dropout sort argsort loop ctc_loss dequantize round_range quantized_linear dynamic_quantized_linear
 """  # leaves, draws, and ops that nobody slices
 
 
@@ -223,6 +224,27 @@ def test_passes_keep_random_graphs(seed: int):
 def test_a_pass_leaves_nothing_to_itself(change: Callable[[Graph], Graph], seed: int):
     once = change(RandomGraph(seed).graph).pruned()
     assert names(change(once)) == names(once)
+
+
+def test_passes_are_switched_off_by_name():
+    assert without(PASSES, ["flatten"]) == tuple(p for p in PASSES if p is not flatten)
+    assert without(PASSES, []) == tuple(PASSES)
+    with pytest.raises(UsageError, match="pass 'flaten' is unknown; did you mean 'flatten'"):
+        without(PASSES, ["flaten"])
+
+
+def test_what_each_pass_changes_is_told():
+    def make(x, y):
+        return ops.slice_(ops.tanh(ops.linear(x, y) + 0.0), axis=1, start=0, stop=1)
+
+    lines = pass_lines(build(make, "f32[b s 6]", "f32[4 6]"), PASSES)
+    assert [line.split()[0] for line in lines] == ["traced", *(p.__name__ for p in PASSES)]
+    told = dict(zip(("traced", *(p.__name__ for p in PASSES)), lines, strict=True))
+    assert "5 nodes" in told["traced"]
+    assert "4 results of another size" in told["push_slices"]
+    assert "nothing changed" in told["explicit_causal"]
+    assert "-1 add, -1 constant" in told["fold_constants"]
+    assert "+2 reshape" in told["flatten"]
 
 
 # ---- causality ----------------------------------------------------------------------------------
@@ -389,7 +411,8 @@ ROWS: dict[str, tuple[Callable[..., Any], list[str]]] = {
 # ops in which rows meet, or which have no rows
 OTHERS = """
 constant literal size iota random_uniform dropout reshape transpose broadcast_to pad matmul top_k attention attention_weights rotary one_hot conv
-conv_transpose max_pool average_pool resize ctc_loss group_norm batch_norm embedding
+conv_transpose max_pool average_pool resize ctc_loss group_norm batch_norm embedding loop
+dequantize quantized_linear round_range dynamic_quantized_linear
 """
 
 

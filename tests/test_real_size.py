@@ -1,4 +1,4 @@
-"""Forward parity at real size: the default configurations of the reference library, drawn anew, exported to ONNX and run.
+"""Parity at real size, forward and in generation: the default configurations of the reference library, drawn anew, exported to ONNX and run.
 
 Weights are as `oracle` draws them; inputs are short. A case takes some 2.5 GB of memory and 0.7 GB of disk while it runs, so there is one at a time
 among all test processes, and its folder is gone when it ends.
@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import oracle
 import pytest
 from filelock import FileLock
@@ -73,3 +74,27 @@ def test_forward_at_real_size(name: str) -> None:
     model.export(to="onnx", inputs=[*sample.inputs], outputs=sample.main, check=False)
     session = il.open(sample.folder)
     assert sample.mismatches(session(**sample.inputs)) == []
+
+
+@pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize("name", ["gpt2", "t5-small"])
+def test_generation_at_real_size(name: str, tmp_path: Path) -> None:
+    """Greedy tokens and those of two beams for a padded batch, from exported graphs, are the reference's."""
+    spec, head, config, _ = SIZES[name]
+    ids, mask = np.random.default_rng(0).integers(5, 30000, (2, 12)), np.ones((2, 12), np.int64)
+    mask[1, slice(0, 4) if spec == "gpt2" else slice(8, 12)] = 0
+    torch = importlib.import_module("torch")
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # the reference library's own
+        transformers = importlib.import_module("transformers")
+        transformers.logging.set_verbosity_error()
+        torch.manual_seed(0)
+        model = getattr(transformers, head)(getattr(transformers, head).config_class(**config)).eval()
+        model.save_pretrained(tmp_path)
+        given = {"attention_mask": torch.tensor(mask), "do_sample": False, "max_new_tokens": 16}
+        true = {beams: model.generate(torch.tensor(ids), num_beams=beams, **given).numpy() for beams in (1, 2)}
+    del model
+    il.load(tmp_path).export(check=False)
+    writer = il.generator(tmp_path)
+    for beams, tokens in true.items():
+        np.testing.assert_array_equal(writer.generate(ids, mask, num_beams=beams, max_new_tokens=16), tokens)

@@ -81,6 +81,45 @@ def pad(x: Any, *, low: Any, high: Any, mode: str = "constant", value: float = 0
     return F.pad(x, flat, mode={"edge": "replicate"}.get(mode, mode))
 
 
+def dequantize(weight: Any, scale: Any, *, bits: int, size: int) -> Any:
+    digits = torch.stack([weight.long() // 2 ** (bits * i) % 2**bits for i in range(8 // bits)], -1).flatten(-2)
+    return ((digits - 2 ** (bits - 1)) * scale.unsqueeze(-1)).flatten(-2)[..., :size]
+
+
+def round_blocks(x: Any, *, block: int) -> Any:
+    def one(part: Any) -> Any:
+        step = max(float(part.abs().max()) / 127, 1e-300)
+        return torch.round(part / step) * step
+
+    rows = [torch.cat([one(p) for p in row.split(block)]) for row in x.reshape(-1, x.shape[-1])]
+    return torch.stack(rows).reshape(x.shape)
+
+
+def round_range(x: Any) -> Any:
+    low, high = min(0.0, float(x.min())), max(0.0, float(x.max()))
+    step = (high - low) / 255 or 1.0
+    zero = round(-low / step)
+    return (torch.round(x / step) + zero).clamp(0, 255).sub(zero) * step
+
+
+def quantized_linear(x: Any, weight: Any, scale: Any, bias: Any = None, *, bits: int) -> Any:
+    rounded = round_blocks(x, block=weight.shape[-1] * 8 // bits)
+    return F.linear(rounded, dequantize(weight, scale, bits=bits, size=x.shape[-1]), bias)
+
+
+def dynamic_quantized_linear(x: Any, weight: Any, scale: Any, bias: Any = None) -> Any:
+    return F.linear(round_range(x), (weight * scale).T, bias)
+
+
+def loop(x: Any, shift: Any, *weights: Any, **_: Any) -> Any:
+    """The loop of the samples."""
+    sums = []
+    for i, weight in enumerate(weights, 1):
+        x = torch.tanh(x @ weight + shift) * i
+        sums.append(x.sum(1))
+    return x, *sums
+
+
 ALIKE = "exp log sqrt tanh sin cos erf floor ceil round sign relu sigmoid add sub mul div floor_divide remainder maximum minimum where matmul"
 REDUCTIONS = {"max": "amax", "min": "amin"} | {name: name for name in ("mean", "logsumexp", "any", "all", "argmax", "argmin")}
 
@@ -134,6 +173,12 @@ TRUTH: dict[str, Callable[..., Any]] = {
     "scatter": lambda x, i, new, axis, reduce: (torch.scatter if reduce == "set" else torch.scatter_add)(x, axis, i, new),
     "linear": F.linear,
     "affine": lambda x, weight, bias=None: F.linear(x, weight.T, bias),
+    "dequantize": dequantize,
+    "round_blocks": round_blocks,
+    "round_range": round_range,
+    "quantized_linear": quantized_linear,
+    "dynamic_quantized_linear": dynamic_quantized_linear,
+    "loop": loop,
     "conv": conv,
     "conv_transpose": conv_transpose,
     "max_pool": pooling("max"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from .. import ops
@@ -170,7 +170,7 @@ class Block(Layer):
         return self.mlp(x)
 
 
-def run_blocks(blocks: list[Layer], x: Value, *context: Any) -> tuple[Value, list[Value]]:
+def run_blocks(blocks: Sequence[Layer], x: Value, *context: Any) -> tuple[Value, list[Value]]:
     """The last state and all of them, the first being x."""
     states = [x]
     for block in blocks:

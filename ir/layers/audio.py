@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from .. import ops
 from ..graph import Param, Value, current
@@ -40,8 +41,8 @@ def least_samples(kernels: Sequence[int], strides: Sequence[int], least: int = 1
     return least
 
 
-def frame_count(samples: Size, kernels: Sequence[int], strides: Sequence[int]) -> Size:
-    """How many frames the convolutions make of that many samples."""
+def frame_count(samples: Any, kernels: Sequence[int], strides: Sequence[int]) -> Any:
+    """How many frames the convolutions make of that many samples, a size or a value."""
     for kernel, stride in zip(kernels, strides, strict=True):
         samples = (samples - kernel) // stride + 1
     return samples

@@ -50,8 +50,10 @@ from .elementwise import (
 from .index import embedding, gather, one_hot, scatter, take
 from .leaves import Literal, constant, dropout, iota, literal, random_uniform, size
 from .linear import affine, linear, matmul
+from .loop import loop
 from .loss import binary_cross_entropy, cross_entropy, ctc_loss, mean_squared_error
 from .normalization import batch_norm, batch_statistics, group_norm, l2_normalize, layer_norm, rms_norm
+from .quantized import dequantize, dynamic_quantized_linear, quantized_linear, round_blocks, round_range
 from .reduce import all, any, argmax, argmin, argsort, cumsum, log_softmax, logsumexp, max, mean, min, softmax, sort, sum, top_k
 from .shape import (
     broadcast_to,
@@ -81,11 +83,10 @@ def _bind_operators() -> None:
         setattr(Value, f"__r{name}__", lambda a, b, op=op: op(b, a))
     for name, op in {"and": _e.and_, "or": _e.or_, "xor": _e.xor, "matmul": matmul, "lt": _e.less, "le": _e.less_equal}.items():
         setattr(Value, f"__{name}__", lambda a, b, op=op: op(a, b))
-    Value.__gt__ = lambda a, b: _e.less(b, a)
-    Value.__ge__ = lambda a, b: _e.less_equal(b, a)
-    Value.__neg__ = lambda a: _e.negative(a)
-    Value.__invert__ = lambda a: _e.not_(a)
-    Value.__getitem__ = index
+    turned = {"gt": lambda a, b: _e.less(b, a), "ge": lambda a, b: _e.less_equal(b, a)}
+    others = {"neg": lambda a: _e.negative(a), "invert": lambda a: _e.not_(a), "getitem": index}
+    for name, function in {**turned, **others}.items():
+        setattr(Value, f"__{name}__", function)
 
 
 _bind_operators()

@@ -49,7 +49,8 @@ class _Grouped(Signature):
     def __call__(self, names, types, attrs):
         made = super().__call__(names, types, attrs)
         heads, kv_heads = types[0].shape[-3], types[1].shape[-3]
-        expects(heads % kv_heads == 0, f"q has {heads} heads, expected a multiple of the {kv_heads} of k")
+        fits = heads % kv_heads == 0  # type: ignore[operator]
+        expects(fits, f"q has {heads} heads, expected a multiple of the {kv_heads} of k")
         expects(not attrs.get("dropout") or types[names.index("key")] is not None, "key is missing, expected u32[2] to draw dropout from")
         return made
 

@@ -51,7 +51,7 @@ class _LiteralOp(Op):
             array = np.asarray(value)
             kind = {"f": "f32", "i": "i64", "u": "i64", "b": "bool"}.get(array.dtype.kind)
             expects(kind is not None, f"literal: an array of {array.dtype} is not a tensor")
-            dtype = attrs.get("dtype") or kind
+            dtype = attrs.get("dtype") or str(kind)
             value = Literal(array.astype(NUMPY_DTYPES[dtype]))
         return super().__call__(value=value, dtype=attrs.get("dtype") or dtype_of(value.array.dtype))
 

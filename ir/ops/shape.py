@@ -160,7 +160,7 @@ def _pad_rule(x, *, low, high, mode, value):
 def pad(x, *, low, high, mode="constant", value=0.0):
     """x with low[i] elements before and high[i] after axis i: a value, a mirror image, or the edge repeated."""
     width = tuple(zip(low, high, strict=True))
-    return np.pad(x, width, mode, constant_values=x.dtype.type(value)) if mode == "constant" else np.pad(x, width, mode)
+    return np.pad(x, width, constant_values=x.dtype.type(value)) if mode == "constant" else np.pad(x, width, mode)  # type: ignore[arg-type]
 
 
 @op("[*b] -> [*b]")

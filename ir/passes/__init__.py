@@ -2,24 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
-from ..errors import InterlinguaError
+from ..errors import InterlinguaError, UsageError, nearest
 from ..graph import Graph
 from .explicit_causal import explicit_causal
 from .flatten import flatten
 from .fold_constants import fold_constants
 from .push_slices import push_slices
+from .roll import roll
 
 Pass = Callable[[Graph], Graph]
 
 STANDARD = (push_slices, explicit_causal, fold_constants)  # what every target gains from
 
-__all__ = ["STANDARD", "Pass", "explicit_causal", "flatten", "fold_constants", "optimize", "push_slices"]
+__all__ = ["STANDARD", "Pass", "explicit_causal", "flatten", "fold_constants", "optimize", "push_slices", "roll", "without"]
 
 
-def optimize(graph: Graph, passes: Sequence[Pass] = STANDARD) -> Graph:
-    """`graph` after each pass in turn. An error names the pass: its own, or that inputs or outputs are not what they were."""
+def without(passes: Sequence[Pass], names: Iterable[str]) -> tuple[Pass, ...]:
+    """The passes but for those of these names; UsageError for a name that none has."""
+    known = {change.__name__: change for change in passes}
+    if unknown := [n for n in names if n not in known]:
+        raise UsageError(f"pass {unknown[0]!r} is unknown{nearest(unknown[0], known)}")
+    return tuple(change for name, change in known.items() if name not in set(names))
+
+
+def optimize(graph: Graph, passes: Sequence[Pass] = STANDARD, *, observe: Callable[[str, Graph, Graph], None] | None = None) -> Graph:
+    """`graph` after each pass in turn; `observe` sees each pass's name and the graph before and after it.
+
+    An error names the pass: its own, or that inputs or outputs are not what they were.
+    """
     for change in passes:
         name = getattr(change, "__name__", repr(change))
         try:
@@ -29,6 +41,8 @@ def optimize(graph: Graph, passes: Sequence[Pass] = STANDARD) -> Graph:
         except Exception as e:
             raise InterlinguaError(f"pass {name} failed: {type(e).__name__}: {e}") from e
         _check(name, graph, changed)
+        if observe:
+            observe(name, graph, changed)
         graph = changed
     return graph
 

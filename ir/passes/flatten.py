@@ -89,7 +89,7 @@ def _last_axis(axis: Any) -> Any:
     return (1,) if isinstance(axis, tuple) else 1
 
 
-def _view(x: Value, shape: tuple[Size, ...]) -> Value:
+def _view(x: Any, shape: tuple[Size, ...]) -> Value:
     """x in that shape, from before it was reshaped last."""
     while x.node is not None and x.node.op is ops.reshape:
         x = x.node.inputs[0]

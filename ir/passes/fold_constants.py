@@ -47,7 +47,9 @@ def fold_constants(graph: Graph, most: int = MOST) -> Graph:
 
 
 def _foldable(node: Node, operands: tuple[Value | None, ...], known: Known, most: int) -> bool:
-    if "site" in node.op.attributes or any(v is not None and v not in known for v in operands) or any(map(_symbolic, node.attrs.values())):
+    if node.op is ops.loop or "site" in node.op.attributes:
+        return False
+    if any(v is not None and v not in known for v in operands) or any(map(_symbolic, node.attrs.values())):
         return False
     return all(is_static(v.shape) and static_product(v.shape) <= most for v in node.outputs)
 

@@ -24,7 +24,7 @@ def push_slices(graph: Graph) -> Graph:
     new = Graph(like=graph)
     made: dict[Value, tuple[Value, Part]] = {}
 
-    def part_of(v: Value, part: Part) -> Value:
+    def part_of(v: Any, part: Part) -> Value:
         x, has = made.get(v, (v, {}))
         for axis, (start, stop) in part.items():
             if axis not in has:

@@ -1,0 +1,107 @@
+"""Greedy generation, batch 1: ours on onnxruntime, PyTorch eager and optimum, each in a process of its own, in turns."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from common import WORK, Table, checkpoint, in_turns, median, process, rival
+from export import optimum
+
+TASKS = {"gpt2": "text-generation-with-past", "t5-small": "text2text-generation-with-past"}
+
+# Reads prompts, a line each, and answers with tokens. Idle threads sleep, as ours do: they would take the cores from the side that runs.
+_WORKER = """
+import json, sys, torch, transformers
+kind, folder, sequence, new, threads = sys.argv[1], sys.argv[2], sys.argv[3] == "1", int(sys.argv[4]), int(sys.argv[5])
+transformers.logging.set_verbosity_error()
+if threads:
+    torch.set_num_threads(threads)
+if kind == "optimum":
+    import onnxruntime
+    from optimum.onnxruntime import ORTModelForCausalLM, ORTModelForSeq2SeqLM
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    model = (ORTModelForSeq2SeqLM if sequence else ORTModelForCausalLM).from_pretrained(folder, session_options=options)
+else:
+    model = (transformers.AutoModelForSeq2SeqLM if sequence else transformers.AutoModelForCausalLM).from_pretrained(folder).eval()
+said = sys.stdout
+sys.stdout = sys.stderr
+for line in sys.stdin:
+    ids = torch.tensor(json.loads(line))
+    with torch.inference_mode():
+        made = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=new, min_new_tokens=new, do_sample=False, eos_token_id=None)
+    print(json.dumps(made.tolist()), file=said, flush=True)
+"""
+
+
+def worker(kind: str, folder: Path, model: str, new: int, threads: int) -> Callable[[np.ndarray], np.ndarray]:
+    """A function that generates in a process of the rivals' environment, or of this one where there is none."""
+    command = [str(rival("python") or sys.executable), "-c", _WORKER, kind, str(folder), str(int(model.startswith("t5"))), str(new), str(threads)]
+    log = (WORK / f"{kind}.log").open("w")
+    child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True)
+    assert child.stdin is not None
+    assert child.stdout is not None
+
+    def generate(ids: np.ndarray, given: Any = child.stdin, answers: Any = child.stdout) -> np.ndarray:
+        given.write(json.dumps(ids.tolist()) + "\n")
+        given.flush()
+        if not (line := answers.readline()):
+            raise SystemExit(f"{kind} failed: see {log.name}")
+        return np.array(json.loads(line))
+
+    return generate
+
+
+def rivals(model: str, new: int, threads: int) -> dict[str, Callable[[np.ndarray], np.ndarray]]:
+    """Those that are installed."""
+    found = {"PyTorch eager": worker("torch", checkpoint(model), model, new, threads)}
+    if rival("optimum-cli"):
+        command, folder = optimum(model, TASKS[model])
+        if folder.exists() or process(command).ok:
+            found["optimum-onnx"] = worker("optimum", folder, model, new, threads)
+    return found
+
+
+def measure(seconds: float = 60, threads: int = 0, prompt: int = 64, new: int = 64) -> Table:
+    """A row for each model: our tokens a second, each rival's, and ours as a multiple of them."""
+    import interlingua as il
+
+    columns = ["PyTorch eager", "optimum-onnx"]
+    table = Table(
+        f"Greedy generation, {prompt} + {new} tokens, batch 1 (CPU)", ["model", "interlingua", *(c for k in columns for c in (k, "interlingua / it"))]
+    )
+    for model in TASKS:
+        ids = np.random.default_rng(0).integers(5, 30000, (1, prompt))
+        own = partial(il.generator(il.load(checkpoint(model)), threads=threads).generate, max_new_tokens=new, eos_token_id=None)
+        calls = {"interlingua": own, **rivals(model, new, threads)}
+        first = {name: call(ids) for name, call in calls.items()}
+        for name, made in first.items():
+            if not np.array_equal(made, first["interlingua"]):
+                table.notes.append(f"{model}: {name} gives other tokens than ours")
+        speed = {name: new / median(times) for name, times in in_turns({k: partial(c, ids) for k, c in calls.items()}, seconds).items()}
+        cells = [f"{speed[k]:.1f}" if k in speed else "" for k in columns]
+        ratios = [f"{speed['interlingua'] / speed[k]:.2f}" if k in speed else "" for k in columns]
+        table.rows.append([model, f"{speed['interlingua']:.1f}", *(x for pair in zip(cells, ratios, strict=True) for x in pair)])
+    table.notes.append(
+        "Tokens a second with the prompt's time in it: medians of whole calls in turns. All give the same tokens unless said otherwise."
+    )
+    return table
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=float, default=60, help="for each model")
+    parser.add_argument("--threads", type=int, default=0, help="0: one per core")
+    parser.add_argument("--prompt", type=int, default=64)
+    parser.add_argument("--new", type=int, default=64)
+    WORK.mkdir(parents=True, exist_ok=True)
+    print(measure(**vars(parser.parse_args())))

@@ -1,0 +1,237 @@
+"""Generation of text, token by token: one loop for every target, with caches that stay on its device."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..checkpoints.files import read_json
+from ..exporters.artifact import MANIFEST, GraphFile, read_manifest
+from ..ir.definition import Definition, check_inputs
+from ..ir.errors import InputError, UsageError, nearest
+from .generating import beams
+from .generating.decoding import Decoding, Pieces, Stream, rows_alone
+from .generating.options import Options
+from .generating.stepper import PAST, Stepper
+from .session import Session
+from .targets import compile, open
+
+TARGETS = {"onnxruntime": "onnx", "xla": "stablehlo", "torch": ""}  # what each opens
+Load = Callable[[str, str | None], Definition]
+ENCODER, DECODER, ALONE = "encoder_model", "decoder_model", "model"
+
+
+class Generator:
+    """A model that generates, on one target and device: a decoder, and an encoder where it has one.
+
+    `options` are the checkpoint's defaults. Attributes say what it is: `name`, `target`, `device`.
+    """
+
+    def __init__(
+        self, decoder: Stepper, encoder: Stepper | None, options: Options, folder: Path | None = None, config: Mapping[str, Any] | None = None
+    ):
+        self.decoder, self.encoder, self.options, self.folder, self.config = decoder, encoder, options, folder, dict(config or {})
+        self.name, self.target, self.device = decoder.session.name, decoder.session.target, decoder.session.device
+
+    def __call__(self, input_ids: Any, attention_mask: Any = None, **options: Any) -> np.ndarray:
+        """`generate`."""
+        return self.generate(input_ids, attention_mask, **options)
+
+    def generate(self, input_ids: Any, attention_mask: Any = None, *, stream: Stream | None = None, **options: Any) -> np.ndarray:
+        """Tokens i64[batch prompt+new] after prompts i64[batch prompt]; with an encoder i64[batch 1+new], after the token that decoding starts with.
+
+        Prompts of unequal length are padded on the left, and `attention_mask` has zeros there; without one, tokens that are `pad_token_id` are
+        padding where no row ends by that token. `options` are the fields of `Options`, named as those of the reference's `generate`, and
+        what comes out is the same token for token (drawn tokens aside: they depend on `seed` and are the same on every target). `stream`
+        is called with the tokens i64[batch] of each step. Errors: UsageError for options that cannot be meant, InputError for inputs that do
+        not fit or would leave no room for `max_new_tokens`.
+        """
+        chosen = self.options.changed(options)
+        if stream is not None and chosen.num_beams > 1:
+            raise UsageError(f"stream is given and num_beams is {chosen.num_beams}, expected one of the two: beams change what they have said")
+        ids, mask = self._inputs(input_ids, attention_mask, chosen)
+        prompt = ids if self.encoder is None else np.full((len(ids), 1), self._start(chosen), np.int64)
+        self._check_room(prompt.shape[1], chosen.max_new_tokens)
+        run = Decoding(self.decoder, prompt, mask if self.encoder is None else None, chosen.max_new_tokens)
+        if self.encoder is not None:
+            _, state = self.encoder.run({"input_ids": ids, "attention_mask": mask}, {})
+            run.remember(state, mask)
+        logits = run.step(prompt)
+        if chosen.num_beams == 1:
+            return rows_alone(prompt, logits, run, chosen, stream)
+        run.select(np.repeat(np.arange(len(prompt)), chosen.num_beams), everything=True)
+        return beams.search(prompt, logits, run.after, chosen)
+
+    def _inputs(self, input_ids: Any, attention_mask: Any, options: Options) -> tuple[np.ndarray, np.ndarray]:
+        ids = _table(input_ids, "input_ids")
+        words = self.decoder.outputs["logits"].shape[-1]
+        if ids.size == 0:
+            raise InputError(f"input 'input_ids' has shape {list(ids.shape)}, expected at least one row of one token")
+        if isinstance(words, int) and not 0 <= (worst := int(ids.min() if ids.min() < 0 else ids.max())) < words:
+            raise InputError(f"input 'input_ids' has {worst}, expected 0 to {words - 1}: the ids of the model's words")
+        if attention_mask is None:
+            pad = -1 if options.pad is None or options.pad in options.ends else options.pad
+            mask = (ids != pad).astype(np.int64)
+        else:
+            mask = (_table(attention_mask, "attention_mask") != 0).astype(np.int64)
+        if mask.shape != ids.shape:
+            raise InputError(f"input 'attention_mask' has shape {list(mask.shape)}, expected {list(ids.shape)} as 'input_ids' has")
+        if self.encoder is not None:
+            check_inputs(self.encoder.graph, {"input_ids": ids, "attention_mask": mask}, self.name)
+        elif not mask[:, -1].all():
+            row = int(np.argmin(mask[:, -1]))
+            raise InputError(f"row {row} of 'input_ids' ends with padding, expected a token: pad prompts on the left, so that new tokens follow them")
+        elif self.decoder.most and "position_ids" not in self.decoder.inputs and not mask.all():
+            told = f"{self.name} takes no 'position_ids', without which padded prompts mean something else"
+            raise InputError(f"{told}\n  export it again, or generate one row at a time")
+        return ids, mask
+
+    def _start(self, options: Options) -> int:
+        if options.decoder_start_token_id is None:
+            told = f"{self.name}: decoder_start_token_id is missing, expected the id that decoding starts with"
+            raise UsageError(f"{told}\n  pass decoder_start_token_id")
+        return options.decoder_start_token_id
+
+    def _check_room(self, prompt: int, new: int) -> None:
+        if self.decoder.most and prompt + new > self.decoder.most[0]:
+            most, why = self.decoder.most
+            told = f"{self.name}: the prompt has {prompt} tokens and max_new_tokens is {new}, expected at most {most} together: {why}"
+            raise InputError(f"{told}\n  shorten the prompt, or pass max_new_tokens={max(1, most - prompt)}")
+
+    # ---- text
+
+    @cached_property
+    def text_processor(self) -> Any:
+        """The tokenizer beside the model; UsageError where there is none."""
+        from .processing.text import TextProcessor
+
+        if self.folder is None:
+            raise UsageError(f"{self.name} has no folder with a tokenizer\n  pass token ids to generate")
+        found = TextProcessor.from_folder(self.folder, self.config)
+        end = self.options.pad
+        if "pad_token" not in found.special and end is not None and (token := found.tokenizer.id_to_token(end)):
+            found = found.with_special(pad_token=token)
+        return found
+
+    def encode(self, texts: str | Sequence[str]) -> dict[str, np.ndarray]:
+        """`input_ids` and `attention_mask` of texts, padded on the side that generation needs."""
+        made = self.text_processor.inputs(texts, padding_side="left" if self.encoder is None else "right", truncation=None)
+        return {k: made[k] for k in ("input_ids", "attention_mask")}
+
+    def text(self, texts: str | Sequence[str], *, stream: Callable[[str], Any] | None = None, **options: Any) -> list[str]:
+        """What follows each text (with an encoder: the answer to it), without special tokens.
+
+        `options` are those of `generate`; `stream` is called with each new piece of the answer to a single text. Errors: those of `generate`,
+        UsageError where the tokenizer is missing or cannot pad texts of unequal length.
+        """
+        given = self.encode(texts)
+        if stream is not None and len(given["input_ids"]) > 1:
+            raise UsageError(f"stream is given and texts are {len(given['input_ids'])}, expected one: pieces of several would mix")
+        pieces = None if stream is None else Pieces(self.text_processor.decode, stream)
+        made = self.generate(**given, stream=pieces, **options)
+        start = given["input_ids"].shape[1] if self.encoder is None else 1
+        found = [self.text_processor.decode(row) for row in made[:, start:]]
+        if pieces is not None:
+            pieces.end(found[0])
+        return found
+
+    def __repr__(self) -> str:
+        return f"<generator of {self.name} on {self.target}, {self.device}>"
+
+
+def _table(x: Any, name: str) -> np.ndarray:
+    try:
+        array = np.asarray(x)
+    except ValueError as error:  # lists of unequal length
+        raise InputError(f"input {name!r} is no array: {error}\n  pad rows of unequal length on the left, with zeros in attention_mask") from None
+    if array.ndim != 2 or array.dtype.kind not in "iub":
+        raise InputError(f"input {name!r} is {array.dtype} of shape {list(array.shape)}, expected integers [batch tokens]")
+    return array.astype(np.int64)
+
+
+def generator(model: Definition | str | os.PathLike[str], on: str | None = None, *, device: str = "cpu", **options: Any) -> Generator:
+    """A generator of a loaded model, or of a folder that an export wrote (without any model code).
+
+    `on` is onnxruntime, xla or torch; by default onnxruntime for a model, and for a folder what it was exported for. `options` are the
+    target session's (`threads`, `dtype`). Errors: UsageError for a model that does not generate, a folder without graphs that do, or an
+    unknown target.
+    """
+    if on is not None and on not in TARGETS:
+        raise UsageError(f"target {on!r} does not generate{nearest(on, TARGETS)}")
+    if isinstance(model, (str, os.PathLike)):
+        folder, config = Path(model), {}
+        sessions = _opened(folder, on, device=device, **options)
+        if (folder / "config.json").exists():
+            config = read_json(folder / "config.json", "the configuration of a model")
+    else:
+        folder, config = Path(model.folder) if getattr(model, "folder", None) else None, getattr(model, "values", {})
+        sessions = _compiled(model, on or "onnxruntime", device=device, **options)
+    encoder = _stepper(sessions[0]) if len(sessions) > 1 else None
+    return Generator(_stepper(sessions[-1]), encoder, _defaults(folder, config), folder, config)
+
+
+def generator_for(place: str, load: Load, on: str | None = None, *, head: str | None = None, **options: Any) -> Generator:
+    """A generator of a folder's exported graphs where it has some for the target and head, else of the checkpoint that `load(place, head)` reads."""
+    folder = Path(place).expanduser()
+    graphs = read_manifest(folder) if (folder / MANIFEST).exists() else []
+    kinds = {kind for target, kind in TARGETS.items() if on in (None, target)}
+    if any(g.target in kinds and head in (None, g.head) and _cached(g) for g in graphs):
+        return generator(folder, on, **options)
+    return generator(load(place, head), on, **options)
+
+
+def _cached(graph: GraphFile) -> bool:
+    return any(k.startswith(PAST) for k in graph.inputs)
+
+
+def _defaults(folder: Path | None, config: Mapping[str, Any]) -> Options:
+    if folder is None or not (path := folder / "generation_config.json").exists():
+        return Options.read(config, {}, "config.json")
+    return Options.read(config, read_json(path, "what generation is asked for"), str(path))
+
+
+def _compiled(model: Definition, on: str, **options: Any) -> list[Session]:
+    card = getattr(model, "card", None)
+    parts = card.heads[model.head].parts if card else ()  # type: ignore[attr-defined]
+    if not parts:
+        generating = [name for name, head in card.heads.items() if head.parts] if card else []
+        hint = f"\n  load it with head={generating[0]!r}" if generating else ""
+        raise UsageError(f"{model.name} does not generate: it has no key and value caches{hint}")
+    return [compile(model, on, graph=part.graph(model, padded=on == "xla"), **options) for part in parts]
+
+
+def _opened(folder: Path, on: str | None, **options: Any) -> list[Session]:
+    """The sessions of an exported folder, the encoder's first."""
+    hint = f"\n  for a checkpoint: interlingua.generator(interlingua.load({str(folder)!r}))"
+    if not (folder / MANIFEST).exists():
+        raise UsageError(f"{folder} has no {MANIFEST}, expected a folder that `interlingua export` wrote{hint}")
+    if on == "torch":
+        raise UsageError(f"torch runs models, not what {folder} has of them{hint}")
+    known = [g for g in read_manifest(folder) if on is None or g.target == TARGETS[on]]
+    for kind in TARGETS.values():
+        stems = {Path(g.file).stem: g for g in known if g.target == kind}
+        chain = [ENCODER, DECODER] if {ENCODER, DECODER} <= set(stems) else [ALONE]
+        if chain[-1] in stems and _cached(stems[chain[-1]]):
+            return [open(folder, name=stem, target=kind, **options) for stem in chain]
+    have = ", ".join(f"{g.file} ({g.target})" for g in known) or "nothing"
+    told = f"{folder} has {have}{f' for {on}' if on else ''}, expected graphs with key and value caches"
+    raise UsageError(f"{told}\n  export a head that generates, and choose no inputs or outputs")
+
+
+def _stepper(session: Session) -> Stepper:
+    if session.target == "onnxruntime":
+        from .generating.ort import OrtStepper
+
+        return OrtStepper(session)  # type: ignore[arg-type]
+    if session.target == "xla":
+        from .generating.xla import XlaStepper
+
+        return XlaStepper(session)  # type: ignore[arg-type]
+    from .generating.torch import TorchStepper
+
+    return TorchStepper(session)  # type: ignore[arg-type]
