@@ -169,7 +169,8 @@ def generator(model: Definition | str | os.PathLike[str], on: str | None = None,
         if (folder / "config.json").exists():
             config = read_json(folder / "config.json", "the configuration of a model")
     else:
-        folder, config = Path(model.folder) if getattr(model, "folder", None) else None, getattr(model, "values", {})
+        place, config = getattr(model, "folder", None), getattr(model, "values", {})
+        folder = Path(place) if place else None
         sessions = _compiled(model, on or "onnxruntime", device=device, **options)
     encoder = _stepper(sessions[0]) if len(sessions) > 1 else None
     return Generator(_stepper(sessions[-1]), encoder, _defaults(folder, config), folder, config)

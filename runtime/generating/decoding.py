@@ -65,7 +65,7 @@ def rows_alone(prompt: np.ndarray, logits: np.ndarray, run: Decoding, options: O
         if new:
             logits = run.step(tokens[:, start + new - 1 : start + new])
         chosen = choose(logits, tokens[:, : start + new], new, options, generator)
-        tokens[:, start + new] = np.where(going, chosen, options.pad) if options.ends else chosen
+        tokens[:, start + new] = np.where(going, chosen, options.pad or 0) if options.ends else chosen
         if stream is not None:
             stream(tokens[:, start + new].copy())
         going &= ~np.isin(chosen, options.ends)
