@@ -19,7 +19,8 @@ ROOT = Path(__file__).parent.parent
 WORK = Path(os.environ.get("INTERLINGUA_BENCH_CACHE", ROOT / ".cache" / "bench"))
 RIVALS = Path(os.environ.get("INTERLINGUA_BENCH_VENV", ROOT / ".venv-bench")) / "bin"
 PACKAGES = ("interlingua", "numpy", "onnx", "onnxruntime")
-RIVAL_PACKAGES = ("optimum-onnx", "mobius-onnx", "transformers", "torch")
+RIVAL_PACKAGES = ("optimum-onnx", "mobius-onnx", "transformers", "torch", "flax", "tensorflow")
+os.environ.setdefault("USE_TF", "0")  # else the reference library imports TensorFlow wherever it is installed
 
 
 @dataclass

@@ -21,7 +21,7 @@ SIDES = ("rolled", "unrolled", "rival")
 BAR = 1.3  # 48 blocks against 12
 
 
-def measure(depths: Sequence[int] = DEPTHS, repeat: int = 3) -> Table:
+def measure(depths: Sequence[int] = DEPTHS, repeat: int = 1) -> Table:
     """A row for each depth of GPT-2's training gradient, and one for the forward of bert-base; medians of `repeat` processes."""
     table = Table("Compile time of XLA (CPU)", ["program", "rolled", "unrolled", "rival (Flax)", "step rolled / unrolled"])
     first: list[float] = []
@@ -111,7 +111,7 @@ def _words() -> tuple[Any, Any]:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--depths", type=int, nargs="+", default=DEPTHS)
-    parser.add_argument("--repeat", type=int, default=3, help="processes for each measurement")
+    parser.add_argument("--repeat", type=int, default=1, help="processes for each measurement")
     parser.add_argument("--one", nargs=3, metavar=("WHAT", "SIDE", "DEPTH"), help="one measurement, as JSON")
     given = parser.parse_args()
     if given.one:

@@ -71,7 +71,7 @@ def rivals(model: str, new: int, threads: int) -> dict[str, Callable[[np.ndarray
     return found
 
 
-def measure(seconds: float = 60, threads: int = 0, prompt: int = 64, new: int = 64) -> Table:
+def measure(seconds: float = 40, threads: int = 0, prompt: int = 64, new: int = 64) -> Table:
     """A row for each model: our tokens a second, each rival's, and ours as a multiple of them."""
     import interlingua as il
 
@@ -99,7 +99,7 @@ def measure(seconds: float = 60, threads: int = 0, prompt: int = 64, new: int = 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=60, help="for each model")
+    parser.add_argument("--seconds", type=float, default=40, help="for each model")
     parser.add_argument("--threads", type=int, default=0, help="0: one per core")
     parser.add_argument("--prompt", type=int, default=64)
     parser.add_argument("--new", type=int, default=64)

@@ -18,7 +18,7 @@ def lengths(rng: np.random.Generator) -> np.ndarray:
     return np.exp(rng.uniform(np.log(SHORTEST), np.log(LONGEST), COUNT)).astype(int)
 
 
-def measure(seconds: float = 40, threads: int = 0) -> Table:
+def measure(seconds: float = 25, threads: int = 0) -> Table:
     """One row: the medians, and padding's as a multiple of ours."""
     import interlingua as il
 
@@ -51,7 +51,7 @@ def measure(seconds: float = 40, threads: int = 0) -> Table:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=40)
+    parser.add_argument("--seconds", type=float, default=25)
     parser.add_argument("--threads", type=int, default=0, help="0: one per core")
     WORK.mkdir(parents=True, exist_ok=True)
     print(measure(**vars(parser.parse_args())))

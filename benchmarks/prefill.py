@@ -21,7 +21,7 @@ def feed(session: Any, batch: int, length: int) -> dict[str, np.ndarray]:
     return {x.name: given.get(x.name, past) for x in session.get_inputs()}
 
 
-def measure(seconds: float = 15, threads: int = 0) -> Table:
+def measure(seconds: float = 8, threads: int = 0) -> Table:
     """A row for each size: medians, and optimum's as a multiple of ours."""
     table = Table("Prefill of gpt2 on onnxruntime (CPU)", ["batch x tokens", "interlingua", "optimum-onnx", "optimum-onnx / interlingua"])
     own = WORK / "own" / "gpt2"
@@ -48,7 +48,7 @@ def measure(seconds: float = 15, threads: int = 0) -> Table:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=15, help="for each size")
+    parser.add_argument("--seconds", type=float, default=8, help="for each size")
     parser.add_argument("--threads", type=int, default=0, help="0: one per core")
     WORK.mkdir(parents=True, exist_ok=True)
     print(measure(**vars(parser.parse_args())))

@@ -39,7 +39,7 @@ def error(file: Path) -> str:
     return f"{max(e for name, e in errors.items() if not name.startswith('present')):.1e}"
 
 
-def dynamic(seconds: float = 10, threads: int = 0) -> list[list[str]]:
+def dynamic(seconds: float = 6, threads: int = 0) -> list[list[str]]:
     """bert-base at each size: a row for each."""
     import interlingua as il
 
@@ -60,7 +60,7 @@ def row(name: str, plain: list[float], small: list[float], *rest: str) -> list[s
     return [name, f"{median(plain) * 1e3:.2f} ms", f"{median(small) * 1e3:.2f} ms", f"{median(plain) / median(small):.2f}", *rest]
 
 
-def decode(seconds: float = 10, threads: int = 0) -> list[list[str]]:
+def decode(seconds: float = 6, threads: int = 0) -> list[list[str]]:
     """gpt2 with one token after a past of others: a row for each scheme."""
     import interlingua as il
 
@@ -111,7 +111,7 @@ def surprise(sessions: Mapping[str, Any]) -> dict[str, float]:
     return lost
 
 
-def measure(seconds: float = 10, threads: int = 0) -> Table:
+def measure(seconds: float = 6, threads: int = 0) -> Table:
     """Medians, ratios to float32, and errors."""
     columns = ["model", "float32", "quantised", "float32 / quantised", "output error", "perplexity / float32's"]
     table = Table("Quantised models on onnxruntime (CPU)", columns)
