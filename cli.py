@@ -47,6 +47,9 @@ MAX_ERROR = Annotated[
     typer.Option(metavar="SHARE", help="With --quantize: keep layers in float32 until no output is off by more than this share of its magnitude."),
 ]
 SWITCH_OFF = Annotated[list[str] | None, typer.Option(metavar="PASS", help="Leave out a pass of the ONNX export (`show --passes`); repeat for more.")]
+NEW = Annotated[
+    int | None, typer.Option(min=1, metavar="N", help="Write one graph, generator, that takes ids and gives them with N new ones, the likeliest.")
+]
 DEVICE = Annotated[str, typer.Option(metavar="NAME", help="cpu, cuda, tpu; tensorrt for onnxruntime; with a number where there are several: cuda:1.")]
 
 
@@ -96,6 +99,7 @@ def export(
             "--cache/--no-cache", help="Graphs with key and value caches; default: for heads that generate, unless inputs or outputs are chosen."
         ),
     ] = None,
+    generate: NEW = None,
     check: Annotated[
         bool, typer.Option("--check/--no-check", help="Run what is written against the float64 reference, and fail if it is wrong.")
     ] = True,
@@ -113,6 +117,7 @@ def export(
       interlingua export ./bert-base
       interlingua export ./all-MiniLM-L6-v2 ./served --output sentence_embedding
       interlingua export ./bert-base ./small --quantize int8 --max-error 0.02
+      interlingua export ./gpt2 ./one-file --generate 64
       interlingua export ./vit ./vit-xla --to stablehlo --output logits --output 'hidden_states.*'
     """
     for name, value in {"opset": opset, "switch-off": switch_off}.items():
@@ -122,7 +127,7 @@ def export(
         loaded = _load(model, head, progress)
         if out is None and not Path(model).expanduser().is_dir():
             raise typer.BadParameter(f"{model} is no folder but a hub's id: say where to write", param_hint="FOLDER")
-        special = {"opset": opset, "quantize": quantize, "max_error": max_error, "switch_off": switch_off}
+        special = {"opset": opset, "generate": generate, "quantize": quantize, "max_error": max_error, "switch_off": switch_off}
         options: dict[str, Any] = {k: v for k, v in special.items() if v is not None}
         made = loaded.export(out, to, inputs=input, outputs=output, cache=cache, check=check, overwrite=overwrite, progress=progress, **options)
     _list_graphs(Path(out or loaded.folder), made)

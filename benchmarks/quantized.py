@@ -126,7 +126,7 @@ def measure(seconds: float = 6, threads: int = 0) -> Table:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=10, help="for each row")
+    parser.add_argument("--seconds", type=float, default=6, help="for each row")
     parser.add_argument("--threads", type=int, default=0, help="0: one per core")
     WORK.mkdir(parents=True, exist_ok=True)
     print(measure(**vars(parser.parse_args())))

@@ -12,14 +12,14 @@ from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
 from ..ir.atomic import atomic_folder
 from ..ir.definition import Definition
 from ..ir.errors import CheckpointError, TargetError, UsageError
-from ..ir.graph import Graph, Node, Param, Value
+from ..ir.graph import Graph, Param, Value
 from ..ir.passes import STANDARD, flatten, optimize, without
-from ..ir.table import lower, run
+from ..ir.table import lower, run, with_bodies
 from ..ir.types import Type
 from ..ir.weights import Location, Weights
 from .artifact import GraphFile, WeightFiles, graph_file, write_manifest
 from .onnx_table import OnnxTable
-from .onnx_tape import DATA_TYPES, Tape
+from .onnx_tape import DATA_TYPES, Tape, every
 
 # opset -> version of the file format that came with it (https://github.com/onnx/onnx/blob/main/docs/Versioning.md)
 IR_VERSIONS = {17: 8, 18: 8, 19: 9, 20: 9, 21: 10, 22: 10, 23: 11, 24: 12}
@@ -81,7 +81,8 @@ def prepare(graph: Graph, opset: int = OPSET, switch_off: Iterable[str] = ()) ->
     """The graph as it is written: optimised by the passes that are not switched off, and lowered to what the opset has."""
     if opset not in IR_VERSIONS:
         raise TargetError(f"opset {opset} is not written, expected one of {min(IR_VERSIONS)} to {max(IR_VERSIONS)}\n  choose opset {OPSET}")
-    return lower(optimize(graph, without(PASSES, switch_off)), OnnxTable(Tape(opset)))
+    passes = without(PASSES, switch_off)
+    return lower(optimize(with_bodies(graph, lambda body: optimize(body, passes)), passes), OnnxTable(Tape(opset)))
 
 
 def to_proto(graph: Graph, weights: Weights, *, opset: int = OPSET, place: Callable[[str], Location], name: str = "model") -> ModelProto:
@@ -90,11 +91,7 @@ def to_proto(graph: Graph, weights: Weights, *, opset: int = OPSET, place: Calla
     tape = Tape(opset, graph.bounds, [*(v.name for v in graph.inputs), *graph.outputs, *(p.key for p in graph.params())])
     feed = _Feed(graph, weights, tape, place)
 
-    def learn(node: Node, results: tuple[Any, ...]) -> None:
-        for value, result in zip(node.outputs, results, strict=True):
-            tape.learn(value, result)
-
-    made = run(graph, OnnxTable(tape), feed, observe=learn)
+    made = run(graph, OnnxTable(tape), feed, observe=tape.learned)
     _name_outputs(tape, made)
     nodes, constants = tape.live(graph.outputs)
     proto = helper.make_graph(
@@ -150,7 +147,7 @@ def _name_outputs(tape: Tape, made: Mapping[str, str]) -> None:
     for output, name in made.items():
         if name in by_node and name not in renamed:
             renamed[name] = output
-    for node in tape.nodes:
+    for node in every(tape.nodes):
         for names in (node.input, node.output):
             for i, name in enumerate(names):
                 if name in renamed:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -10,11 +10,11 @@ import ml_dtypes
 import numpy as np
 
 from ..ir import ops
-from ..ir.graph import Node, Param
+from ..ir.graph import Graph, Node, Param
 from ..ir.op import Op
 from ..ir.signature import broadcast
 from ..ir.sizes import Size, product
-from ..ir.table import Table
+from ..ir.table import Table, run
 from ..ir.types import KINDS, NUMPY_DTYPES
 from .onnx_tape import DATA_TYPES, Tape
 
@@ -411,3 +411,19 @@ def _(t: Tape, node: Node, x: str, scale: str, shift: str, *, groups: int, eps: 
 @rule(ops.batch_norm)
 def _(t: Tape, node: Node, x: str, *vectors: str, eps: float) -> str:
     return t("BatchNormalization", x, *vectors, epsilon=float(eps))
+
+
+# ---- loops --------------------------------------------------------------------------------------
+
+
+@rule(ops.while_loop)
+def _(t: Tape, node: Node, again: str, *xs: str, body: Graph, carries: int, most: int) -> Any:
+    def iteration(index: str, carried: Sequence[str]) -> list[str]:
+        t.count(index)
+        feed = dict(zip(body.inputs, (*carried, *xs[carries:]), strict=True))
+        for v, x in feed.items():
+            t.learn(v, x)
+        return list(run(body, OnnxTable(t), feed, observe=t.learned).values())
+
+    made = t.loop(most, again, xs[:carries], [v.type for v in node.outputs], iteration)
+    return made if carries > 1 else made[0]

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from onnx import NodeProto, TensorProto, helper
+from onnx import NodeProto, TensorProto, ValueInfoProto, helper
 
-from ..ir.graph import Value
+from ..ir.graph import Node, Value
 from ..ir.sizes import Dim, Size
-from ..ir.table import Sizes, Table
-from ..ir.types import NUMPY_DTYPES
+from ..ir.table import INDEX, Sizes, Table
+from ..ir.types import NUMPY_DTYPES, Type
 
 DATA_TYPES: dict[str, int] = {
     "f16": TensorProto.FLOAT16,
@@ -31,13 +31,16 @@ DATA_TYPES: dict[str, int] = {
 class Tape:
     """ONNX nodes as they are written. A value is its name; calling the tape with an op type and operands writes a node, or finds an equal one.
 
-    `path` is the layer that is being written, `bounds` the least value of named sizes (1 where none is given).
+    `path` is the layer that is being written, `bounds` the least value of named sizes (1 where none is given). What a loop's body computes from
+    nothing of its own is written outside of it.
     """
 
     def __init__(self, opset: int, bounds: Mapping[str, int] | None = None, reserved: Sequence[str] = ()):
         self.opset, self.path = opset, ""
         self.bounds = {"past": 0, **(bounds or {})}
         self.nodes: list[NodeProto] = []
+        self._bodies: list[list[NodeProto]] = []  # those of the loops that are being written, the innermost last
+        self._depth: dict[str, int] = {}  # of names that stand in a body: how many loops are around them
         self.constants: list[TensorProto] = []
         self.sizes = Sizes(Table("sizes", size_of=self._size_of, minimum=_Length.minimum, maximum=_Length.maximum))
         self._names = dict.fromkeys(reserved, 1)
@@ -57,9 +60,53 @@ class Tape:
             node = helper.make_node(kind, used, results, name, **{k: v for k, v in attrs.items() if v is not None})
             if self.path:
                 node.metadata_props.add(key="layer", value=self.path)
-            self.nodes.append(node)
+            depth = max((self._depth.get(x, 0) for x in used), default=0)
+            self._append(node, depth)
             self._written[key] = name if outputs == 1 else results
         return self._written[key]
+
+    def _append(self, node: NodeProto, depth: int) -> None:
+        [self.nodes, *self._bodies][depth].append(node)
+        self._depth.update(dict.fromkeys(node.output, depth) if depth else {})
+
+    def loop(
+        self,
+        most: int,
+        again: str,
+        carried: Sequence[str],
+        types: Sequence[Type],
+        body: Callable[[str, Sequence[str]], Sequence[str]],
+    ) -> list[str]:
+        """The names of what a Loop carries at its end; `body(index, carried)` writes an iteration and gives the names of again and what it carries.
+
+        Names of values outside may be read inside.
+        """
+        depth, sizes, path = len(self._bodies) + 1, self.sizes, self.path
+        index, before, *inside = (self.unique(f"loop{depth}.{k}") for k in ("index", "again", *map(str, range(len(carried)))))
+        self._depth.update(dict.fromkeys((index, before, *inside), depth))
+        self._bodies.append([])
+        self.sizes = Sizes(sizes.table)
+        self.sizes.carriers.update(sizes.carriers)
+        try:
+            made = [self._own("Identity", name, depth) for name in body(index, inside)]
+            nodes = _live(self._bodies[-1], made)
+        finally:
+            self._bodies.pop()
+            self.sizes, self.path = sizes, path
+        plain = [Type("bool", ()), *types]
+        inputs = [_typed(n, t) for n, t in zip((index, before, *inside), (Type("i64", ()), *plain), strict=True)]
+        graph = helper.make_graph(nodes, self.unique("body"), inputs, [_typed(n, t) for n, t in zip(made, plain, strict=True)])
+        name = self.unique(f"{self.path}/Loop" if self.path else "Loop")
+        results = [f"{name}:{i}" for i in range(len(carried))]
+        node = helper.make_node("Loop", [self.constant(most), again, *carried], results, name, body=graph)
+        self._append(node, depth - 1)
+        return results
+
+    def _own(self, kind: str, x: str, depth: int) -> str:
+        """A node of this body by itself: its result is an output of the body, which can be of no other place and of one name only."""
+        name = self.unique(kind)
+        self._append(helper.make_node(kind, [x], [name], name), depth)
+        return name
 
     def unique(self, name: str) -> str:
         """`name`, with a number where it is taken."""
@@ -70,6 +117,11 @@ class Tape:
     def learn(self, value: Value, name: str) -> None:
         """Remembers which sizes a value shows."""
         self.sizes.learn(value, name)
+
+    def learned(self, node: Node, results: Sequence[str]) -> None:
+        """Remembers which sizes the results of a node show."""
+        for value, result in zip(node.outputs, results, strict=True):
+            self.learn(value, result)
 
     def constant(self, value: Any, dtype: str = "i64") -> str:
         """An array as an initializer."""
@@ -142,12 +194,9 @@ class Tape:
 
     def live(self, outputs: Iterable[str]) -> tuple[list[NodeProto], list[TensorProto]]:
         """The nodes and constants that some output needs."""
-        need, nodes = set(outputs), []
-        for node in reversed(self.nodes):
-            if not need.isdisjoint(node.output):
-                need.update(node.input)
-                nodes.append(node)
-        return nodes[::-1], [c for c in self.constants if c.name in need]
+        nodes = _live(self.nodes, outputs)
+        need = {*outputs, *(x for node in every(nodes) for x in node.input)}
+        return nodes, [c for c in self.constants if c.name in need]
 
     def _positive(self, size: Size) -> bool:
         # -1 cannot be inferred beside a size of 0
@@ -155,6 +204,32 @@ class Tape:
 
     def _size_of(self, x: str, axis: int) -> _Length:
         return _Length(self, self("Shape", x, start=axis, end=axis + 1))
+
+    def count(self, index: str) -> None:
+        """Remembers in which iteration of the innermost loop this is."""
+        self.sizes[INDEX] = self.sizes[INDEX.name] = _Length(self, self("Unsqueeze", index, self.constant([0])))
+
+
+def every(nodes: Iterable[NodeProto]) -> Iterator[NodeProto]:
+    """Nodes and those in the bodies of loops among them."""
+    for node in nodes:
+        yield node
+        for a in node.attribute:
+            yield from every(a.g.node)
+
+
+def _live(nodes: Sequence[NodeProto], outputs: Iterable[str]) -> list[NodeProto]:
+    need, found = set(outputs), []
+    for node in reversed(nodes):
+        if not need.isdisjoint(node.output):
+            need.update(x for inner in every([node]) for x in inner.input)
+            found.append(node)
+    return found[::-1]
+
+
+def _typed(name: str, type: Type) -> ValueInfoProto:
+    """A value of a loop's body; its sizes, which may be those of an outer graph, are left to inference."""
+    return helper.make_tensor_value_info(name, DATA_TYPES[type.dtype], None if type.rank else ())
 
 
 class _Length:

@@ -256,6 +256,21 @@ def _loop(node, *xs, body, carries, shared, count):
     return results if len(node.outputs) > 1 else results[0]
 
 
+@JAX.native(ops.while_loop, node=True)
+def _while_loop(node, again, *xs, body, carries, most):
+    def step(state):
+        index, _, carried = state
+        again, *carried = body(*carried, *xs[carries:], index=index)
+        return index + 1, jnp.asarray(again), fitted(carried)
+
+    float = jnp.result_type(jnp.float16, *[x for x in xs if isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jnp.floating)])
+    dtypes = [float if v.type.dtype == "f32" else native_dtype(v.type.dtype) for v in node.outputs]
+    fitted = lambda carried: tuple(jnp.asarray(x, dtype) for x, dtype in zip(carried, dtypes, strict=True))
+    start = (jnp.asarray(0, native_dtype("i64")), jnp.asarray(again), fitted(xs[:carries]))
+    *_, carried = lax.while_loop(lambda state: state[1] & (state[0] < most), step, start)
+    return carried if carries > 1 else carried[0]
+
+
 def _stacked(xs, carried):
     """Joined on a new first axis; Python numbers take the float that is carried along."""
     if all(isinstance(x, Row) and x.stack is xs[0].stack and x.index == xs[0].index + i for i, x in enumerate(xs)):

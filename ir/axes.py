@@ -57,7 +57,7 @@ def _row(*of: Op) -> Callable[[Callable[[Node, int], Axes | None]], Callable[[No
     return declare
 
 
-@_row(ops.constant, ops.literal, ops.iota, ops.size, ops.random_uniform, ops.dropout, ops.ctc_loss, ops.argsort, ops.sort, ops.loop)
+@_row(ops.constant, ops.literal, ops.iota, ops.size, ops.random_uniform, ops.dropout, ops.ctc_loss, ops.argsort, ops.sort, ops.loop, ops.while_loop)
 def _none(node: Node, axis: int) -> Axes | None:
     """Leaves, draws of random numbers, and what is not worth it."""
     return None

@@ -69,7 +69,7 @@ def lower(graph: Graph, table: Table) -> Graph:
     for _ in range(len(OPS)):  # no chain of decompositions is longer
         foreign = [n for n in graph.live() if not table.covers(n)]
         if not foreign:
-            return _with_bodies(graph, table)
+            return with_bodies(graph, lambda body: lower(body, table))
         if stuck := [n for n in foreign if n.op.decomposition is None]:
             rows = "".join(f"\n  {n.op.name} in {n.path or 'the model'}: {', '.join(str(t) for t in n.types())}" for n in stuck[:5])
             raise TargetError(
@@ -81,9 +81,9 @@ def lower(graph: Graph, table: Table) -> Graph:
     raise InterlinguaError(f"{table.name}: decomposing {names} never ends, expected a decomposition into simpler ops")
 
 
-def _with_bodies(graph: Graph, table: Table) -> Graph:
-    """`graph` with the bodies of its loops lowered too."""
-    inner = {n: {k: lower(a, table) for k, a in n.attrs.items() if isinstance(a, Graph)} for n in graph.live()}
+def with_bodies(graph: Graph, change: Callable[[Graph], Graph]) -> Graph:
+    """`graph` with the bodies of its loops changed."""
+    inner = {n: {k: change(a) for k, a in n.attrs.items() if isinstance(a, Graph)} for n in graph.live()}
     return graph.rebuild(lambda n, xs: n.op(*xs, **{**n.attrs, **inner[n]}) if inner[n] else None) if any(inner.values()) else graph
 
 

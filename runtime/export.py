@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 Model = Any  # interlingua.Model, which stands above this package
 TARGETS = ("onnx", "stablehlo", "saved_model")
 Progress = Callable[[str], None]
+Verify = Callable[..., dict[str, float]]  # errors by output, of what a function opens; ParityError where they are too large
 
 
 def export(
@@ -28,6 +29,7 @@ def export(
     inputs: Sequence[str] | None = None,
     outputs: Sequence[str] | None = None,
     cache: bool | None = None,
+    generate: int | None = None,
     check: bool = True,
     overwrite: bool = False,
     quantize: str = "",
@@ -39,8 +41,11 @@ def export(
 
     Without a folder the artifact is written beside the checkpoint, whose weights it refers to. A head that generates becomes graphs with caches
     (`model`, or `encoder_model` and `decoder_model`), which give the logits of the last position, for ONNX and StableHLO unless `cache` is false or
-    inputs or outputs are chosen. With `check` the artifact is run against the float64 reference before it appears, and its errors are noted in
-    `interlingua.json`. `quantize` names a scheme that stores weights in fewer bits, `max_error` its budget: see `quantization.export_quantized`.
+    inputs or outputs are chosen; with `generate` it becomes one graph instead, `generator`, which takes `input_ids` and `attention_mask` and gives
+    `sequences` with so many new tokens, the likeliest ones.
+
+    With `check` the artifact is run against the float64 reference before it appears, and its errors are noted in `interlingua.json`. `quantize`
+    names a scheme that stores weights in fewer bits, `max_error` its budget: see `quantization.export_quantized`.
 
     Raises ParityError where the numbers are wrong, UsageError for an existing output, TargetError for what the target cannot express; then
     nothing is left behind.
@@ -51,18 +56,41 @@ def export(
         raise UsageError(f"{model.name} has no checkpoint to be exported beside; name a folder")
     place = Path(folder or model.folder or ".")
     chosen: dict[str, Any] = {"inputs": inputs, "outputs": outputs, "cache": cache}
-    if quantize or max_error is not None:
+    if generate is not None:
+        graphs, verify = _generating(model, to, generate, **chosen, quantize=quantize or max_error)
+    elif quantize or max_error is not None:
         settings = {"max_error": max_error, "check": check, "overwrite": overwrite, "progress": progress}
         return _quantized(model, place, to, quantize, **chosen, **settings, **options)
-    graphs = graphs_of(model, to, **chosen)
+    else:
+        graphs, verify = graphs_of(model, to, **chosen), _verify
     progress(f"writing {to} to {place}")
-    checker = _checker(model, graphs, to, progress) if check else lambda files, staging, folder: {}
+    checker = _checker(model, graphs, to, verify, progress) if check else lambda files, staging, folder: {}
 
     def finish(files: Mapping[str, Path], staging: Path, folder: Path) -> dict[str, dict[str, float]]:
         _copy_companions(model, staging, folder)
         return checker(files, staging, folder)
 
     return _write(model, place, to, graphs, overwrite=overwrite, check=finish, **options)
+
+
+def _generating(model: Model, to: str, new: int, **others: Any) -> tuple[dict[str, Graph], Verify]:
+    """The graph that generates by itself, and its check."""
+    from .generating.in_graph import check_sequences, generating_graph, options_for
+
+    if to == "saved_model":
+        raise UsageError(f"generate={new} is for onnx and stablehlo, not for {to}\n  export the model without it")
+    if given := [k for k, x in others.items() if x]:
+        raise UsageError(f"generate={new} and {given[0]} are given, expected one of the two: what a generating graph takes and gives is fixed")
+    if not isinstance(new, int) or new < 1:
+        raise UsageError(f"generate is {new!r}, expected the number of new tokens, 1 or more")
+    options = options_for(model, new)
+    return {"generator": generating_graph(model, options)}, partial(check_sequences, options=options)
+
+
+def _verify(opened: Callable[[], Any], graph: Graph, model: Model, to: str, *, progress: Progress) -> dict[str, float]:
+    from .verify import verify_artifact
+
+    return verify_artifact(opened, graph, model, to, progress=progress).check().errors(to)
 
 
 def _quantized(model: Model, place: Path, to: str, scheme: str, **options: Any) -> list[GraphFile]:
@@ -103,17 +131,14 @@ def _write(model: Model, place: Path, to: str, graphs: dict[str, Graph], **optio
     return saved_model.export(model, place, graph=graphs["model"], head=model.head, **options)
 
 
-def _checker(model: Model, graphs: Mapping[str, Graph], to: str, progress: Progress) -> Callable[..., dict[str, dict[str, float]]]:
+def _checker(
+    model: Model, graphs: Mapping[str, Graph], to: str, verify: Verify, progress: Progress
+) -> Callable[[Mapping[str, Path], Path, Path], dict[str, dict[str, float]]]:
     """Runs each written graph, while it is still in its staging folder, against the reference."""
 
     def check(files: Mapping[str, Path], staging: Path, folder: Path) -> dict[str, dict[str, float]]:
-        from .verify import verify_artifact
-
-        errors = {}
-        for stem, graph in graphs.items():
-            opened = partial(_open_staged, to, files[stem], [staging, folder], graph)
-            errors[stem] = verify_artifact(opened, graph, model, to, progress=progress).check().errors(to)
-        return errors
+        opened = {stem: partial(_open_staged, to, files[stem], [staging, folder], graph) for stem, graph in graphs.items()}
+        return {stem: verify(opened[stem], graph, model, to, progress=progress) for stem, graph in graphs.items()}
 
     return check
 

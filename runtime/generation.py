@@ -173,7 +173,7 @@ def generator(model: Definition | str | os.PathLike[str], on: str | None = None,
         folder = Path(place) if place else None
         sessions = _compiled(model, on or "onnxruntime", device=device, **options)
     encoder = _stepper(sessions[0]) if len(sessions) > 1 else None
-    return Generator(_stepper(sessions[-1]), encoder, _defaults(folder, config), folder, config)
+    return Generator(_stepper(sessions[-1]), encoder, defaults(folder, config), folder, config)
 
 
 def generator_for(place: str, load: Load, on: str | None = None, *, head: str | None = None, **options: Any) -> Generator:
@@ -190,7 +190,8 @@ def _cached(graph: GraphFile) -> bool:
     return any(k.startswith(PAST) for k in graph.inputs)
 
 
-def _defaults(folder: Path | None, config: Mapping[str, Any]) -> Options:
+def defaults(folder: Path | None, config: Mapping[str, Any]) -> Options:
+    """What a checkpoint asks of generation: its generation_config.json where there is one, on top of its configuration."""
     if folder is None or not (path := folder / "generation_config.json").exists():
         return Options.read(config, {}, "config.json")
     return Options.read(config, read_json(path, "what generation is asked for"), str(path))

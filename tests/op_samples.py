@@ -16,7 +16,7 @@ import numpy as np
 from interlingua.ir import ops
 from interlingua.ir.graph import Graph
 from interlingua.ir.op import Op
-from interlingua.ir.sizes import Dim, bind, symbol
+from interlingua.ir.sizes import Dim, Size, bind, symbol
 from interlingua.ir.table import INDEX
 from interlingua.ir.types import NUMPY_DTYPES, Type
 
@@ -473,3 +473,18 @@ def _body() -> Graph:
 
 
 add(ops.loop, "f32[3 4]", "f32[4]", *["f32[4 4]"] * 3, body=_body(), carries=1, shared=1, count=3, gradient=True)
+
+
+def _doubling(rows: Size) -> Graph:
+    """x doubled and what has been added to it counted, until a sum is large; `step` is shared."""
+    body = Graph()
+    with body.tracing():
+        x, count, step = body.input("x", Type("f32", (rows, 4))), body.input("count", "i64[]"), body.input("step", "f32[4]")
+        y = x * 2.0 + step * ops.size(value=INDEX + 1, dtype="f32")
+        body.outputs = {"again": ops.sum(ops.absolute(y), axis=(0, 1)) < 400.0, "x": y, "count": count + ops.size(value=rows)}
+    return body
+
+
+_started = (given("i64[]", 5), "f32[4]")
+for _on, _most, _note in [(True, 9, "ends"), (True, 2, "most"), (False, 9, "never")]:
+    add(ops.while_loop, given("bool[]", _on), "f32[3 4]", *_started, body=_doubling(3), carries=2, most=_most, note=_note, gradient=False)

@@ -120,6 +120,15 @@ def loop(x: Any, shift: Any, *weights: Any, **_: Any) -> Any:
     return x, *sums
 
 
+def while_loop(again: Any, x: Any, count: Any, step: Any, *, most: int, **_: Any) -> Any:
+    """The loop of the samples."""
+    for i in range(1, most + 1):
+        if again:
+            x, count = 2 * x + i * step, count + len(x)
+            again = x.abs().sum() < 400
+    return x, count
+
+
 ALIKE = "exp log sqrt tanh sin cos erf floor ceil round sign relu sigmoid add sub mul div floor_divide remainder maximum minimum where matmul"
 REDUCTIONS = {"max": "amax", "min": "amin"} | {name: name for name in ("mean", "logsumexp", "any", "all", "argmax", "argmin")}
 
@@ -179,6 +188,7 @@ TRUTH: dict[str, Callable[..., Any]] = {
     "quantized_linear": quantized_linear,
     "dynamic_quantized_linear": dynamic_quantized_linear,
     "loop": loop,
+    "while_loop": while_loop,
     "conv": conv,
     "conv_transpose": conv_transpose,
     "max_pool": pooling("max"),

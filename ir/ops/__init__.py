@@ -75,6 +75,7 @@ from .shape import (
     view,
     window,
 )
+from .while_loop import while_loop
 
 
 def _bind_operators() -> None:

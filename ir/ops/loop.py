@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from ..graph import Graph, Value, current
 from ..op import op
 from ..signature import expects
-from ..sizes import Dim, maximum, minimum, symbol
+from ..sizes import Size, bind, maximum, minimum, symbol
 from ..table import INDEX
 from ..types import Type
 
@@ -22,14 +22,21 @@ def _loop_rule(*xs, body, carries, shared, count):
     expects(count > 0 and 0 <= carries <= len(made), f"count={count} and carries={carries}, expected 1 or more and 0 to {len(made)} (body's outputs)")
     wanted = wanted[: carries + shared] + [t for t in wanted[carries + shared :] for _ in range(count)]
     expects(len(xs) == len(wanted), f"{len(xs)} operands, expected {len(wanted)}: carries, shared ones, and {count} for each other input of body")
-    for i, (x, want) in enumerate(zip(xs, wanted, strict=True)):
-        expects(x == want, f"operand {i} is {x}, expected {want}, which body takes there")
-    expects(made[:carries] == wanted[:carries], f"body gives {_texts(made[:carries])}, expected what it carries: {_texts(wanted[:carries])}")
-    expects(not body.params(), "body reads a parameter by itself, expected an operand for each")
+    expects_body(xs, body, wanted, made[:carries])
     return made[:carries] + [t for t in made[carries:] for _ in range(count)]
 
 
-def _texts(types: list[Type]) -> str:
+def expects_body(xs: Sequence[Type | None], body: Graph, wanted: Sequence[Type], carried: Sequence[Type]) -> None:
+    """ShapeError unless the operands of a loop are those that its body takes, and the body gives what it carries."""
+    expects(len(xs) == len(wanted), f"{len(xs)} operands, expected {len(wanted)}, which body takes")
+    for i, (x, want) in enumerate(zip(xs, wanted, strict=True)):
+        expects(x == want, f"operand {i} is {x}, expected {want}, which body takes there")
+    same = list(wanted[: len(carried)])
+    expects(list(carried) == same, f"body gives {_texts(carried)}, expected what it carries: {_texts(same)}")
+    expects(not body.params(), "body reads a parameter by itself, expected an operand for each")
+
+
+def _texts(types: Sequence[Type]) -> str:
     return ", ".join(map(str, types)) or "nothing"
 
 
@@ -46,7 +53,7 @@ def loop(*xs, body, carries, shared, count):
 
 @loop.decompose
 def _(*xs, body, carries, shared, count):
-    return _repeat(partial(inline, body), xs, carries, shared, count)
+    return _repeat(partial(body_values, body), xs, carries, shared, count)
 
 
 def _repeat(body: Body, xs: Sequence[Any], carries: int, shared: int, count: int) -> tuple[Any, ...]:
@@ -60,16 +67,25 @@ def _repeat(body: Body, xs: Sequence[Any], carries: int, shared: int, count: int
     return next(iter(results)) if len(results) == 1 else results
 
 
-def inline(body: Graph, *operands: Value, index: int) -> tuple[Value, ...]:
+def body_values(body: Graph, *operands: Value, index: int) -> tuple[Value, ...]:
     """What `body` gives for `operands` in that iteration, its nodes emitted into the graph being traced."""
-    graph, new = current(), dict(zip(body.inputs, operands, strict=True))
-    outer = graph.path
-    for node in body.live():
-        graph.path = path_at(node.path, index)
-        attrs = {k: _at(a, index) for k, a in node.attrs.items()}
-        new.update(zip(node.outputs, graph.emit(node.op, tuple(v if v is None else new[v] for v in node.inputs), attrs), strict=True))
-    graph.path = outer
-    return tuple(new[v] for v in body.outputs.values())
+    feed = dict(zip(body.inputs, operands, strict=True))
+    return tuple(inline(body, feed, {INDEX.name: index}, lambda path: path_at(path, index)).values())
+
+
+def inline(graph: Graph, feed: Mapping[Value, Value], sizes: Mapping[Any, Size], path: Callable[[str], str] = str) -> dict[str, Value]:
+    """The outputs of `graph`, its nodes emitted into the graph being traced.
+
+    `feed` stands in for inputs and parameters, what it lacks stays as it is; `sizes` for named sizes, `path` for layer paths.
+    """
+    target, new = current(), dict(feed)
+    outer = target.path
+    for node in graph.live():
+        target.path = path(node.path)
+        attrs = {k: substituted(a, sizes) for k, a in node.attrs.items()}
+        new.update(zip(node.outputs, target.emit(node.op, tuple(v if v is None else new.get(v, v) for v in node.inputs), attrs), strict=True))
+    target.path = outer
+    return {k: new.get(v, v) for k, v in graph.outputs.items()}
 
 
 def path_at(path: str, index: int) -> str:
@@ -99,8 +115,6 @@ class _Sizes(dict):
         return symbol(name)
 
 
-def _at(x: Any, index: int) -> Any:
-    if isinstance(x, tuple):
-        return tuple(_at(i, index) for i in x)
-    known = _Sizes({INDEX.name: index})
-    return x.bind(known, minimum, maximum) if isinstance(x, Dim) and INDEX.name in x.names() else x
+def substituted(x: Any, sizes: Mapping[Any, Size]) -> Any:
+    """`x` with sizes in the place of names; names that have none stay."""
+    return bind(x, _Sizes(sizes), minimum, maximum)

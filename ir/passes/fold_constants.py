@@ -47,7 +47,7 @@ def fold_constants(graph: Graph, most: int = MOST) -> Graph:
 
 
 def _foldable(node: Node, operands: tuple[Value | None, ...], known: Known, most: int) -> bool:
-    if node.op is ops.loop or "site" in node.op.attributes:
+    if node.op in (ops.loop, ops.while_loop) or "site" in node.op.attributes:
         return False
     if any(v is not None and v not in known for v in operands) or any(map(_symbolic, node.attrs.values())):
         return False
