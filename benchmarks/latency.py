@@ -51,8 +51,8 @@ WORKS = (
 def on_onnxruntime(work: Work, threads: int) -> dict[str, Callable[[Feed], np.ndarray]]:
     """A function for each ONNX file, which is exported where it is not there yet."""
     own = WORK / "same-work" / work.model
-    export = interlingua("export", str(checkpoint(work.model)), str(own), "--to", "onnx", "--no-check", "--overwrite", "--output", work.output)
-    if not (done := process(export)).ok:
+    chosen = ["--output", work.output, *(x for k in work.feed(*work.sizes[0]) for x in ("--input", k))]
+    if not (done := process(interlingua("export", str(checkpoint(work.model)), str(own), "--no-check", "--overwrite", *chosen))).ok:
         raise SystemExit(done.output)
     files = {"interlingua": own / "model.onnx"}
     rivals = {"optimum-onnx": optimum(work.model, work.task)} if rival("optimum-cli") else {}

@@ -18,22 +18,29 @@ Written by `make bench`. Rivals run in an environment of their own, with the ver
 
 
 def main(names: list[str]) -> None:
-    """One script after another, each in a process of its own; a table is written as soon as it is there."""
-    WORK.mkdir(parents=True, exist_ok=True)
-    parts = [HEAD, "\n".join(f"- {line}" for line in machine()) + "\n"]
-    if rival("python") is None:
-        parts.append("The rivals are not installed here: only our side was measured.\n")
+    """One script after another, each in a process of its own; RESULTS.md has the latest table of each, and is written after each."""
+    tables = WORK / "tables"
+    tables.mkdir(parents=True, exist_ok=True)
     failed = []
     for name in names:
         print(f"measuring: {name}", flush=True)
         done = subprocess.run([sys.executable, str(Path(__file__).with_name(f"{name}.py"))], stdout=subprocess.PIPE, text=True)
         if done.returncode:
             failed.append(name)
-        parts.append(done.stdout[done.stdout.find("## ") :] if not done.returncode else f"## {name}\n\nfailed\n")
-        print(parts[-1], flush=True)
-        RESULTS.write_text("\n".join(parts), encoding="utf-8")
+        text = f"## {name}\n\nfailed\n" if done.returncode else done.stdout[done.stdout.find("## ") :]
+        (tables / f"{name}.md").write_text(text, encoding="utf-8")
+        print(text, flush=True)
+        _write(tables)
     if failed:
         raise SystemExit(f"failed: {', '.join(failed)}")
+
+
+def _write(tables: Path) -> None:
+    parts = [HEAD, "\n".join(f"- {line}" for line in machine()) + "\n"]
+    if rival("python") is None:
+        parts.append("The rivals are not installed here: only our side was measured.\n")
+    parts += [(tables / f"{name}.md").read_text(encoding="utf-8") for name in SCRIPTS if (tables / f"{name}.md").exists()]
+    RESULTS.write_text("\n".join(parts), encoding="utf-8")
 
 
 if __name__ == "__main__":
