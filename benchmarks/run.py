@@ -21,7 +21,7 @@ def main(names: list[str]) -> None:
     """One script after another, each in a process of its own; RESULTS.md has the latest table of each, and is written after each."""
     tables = WORK / "tables"
     tables.mkdir(parents=True, exist_ok=True)
-    failed = []
+    where, failed = [f"- {line}" for line in machine()], []
     for name in names:
         print(f"measuring: {name}", flush=True)
         done = subprocess.run([sys.executable, str(Path(__file__).with_name(f"{name}.py"))], stdout=subprocess.PIPE, text=True)
@@ -30,13 +30,13 @@ def main(names: list[str]) -> None:
         text = f"## {name}\n\nfailed\n" if done.returncode else done.stdout[done.stdout.find("## ") :]
         (tables / f"{name}.md").write_text(text, encoding="utf-8")
         print(text, flush=True)
-        _write(tables)
+        _write(tables, where)
     if failed:
         raise SystemExit(f"failed: {', '.join(failed)}")
 
 
-def _write(tables: Path) -> None:
-    parts = [HEAD, "\n".join(f"- {line}" for line in machine()) + "\n"]
+def _write(tables: Path, where: list[str]) -> None:
+    parts = [HEAD, "\n".join(where) + "\n"]
     if rival("python") is None:
         parts.append("The rivals are not installed here: only our side was measured.\n")
     parts += [(tables / f"{name}.md").read_text(encoding="utf-8") for name in SCRIPTS if (tables / f"{name}.md").exists()]
