@@ -186,6 +186,12 @@ def _audio_labels(head: str, config: Any, inputs: Arrays, rng: np.random.Generat
     return {"labels": rng.integers(0, config.num_labels, (batch,))}
 
 
+def has_loss(head: str) -> bool:
+    """Whether the reference has a loss for a head, given inputs that allow one."""
+    bare = head.endswith("Model") and "Head" not in head and head != "CLIPModel"
+    return not bare and not head.endswith(("Backbone", "WithProjection")) and head != "Wav2Vec2ForMaskedLM"
+
+
 def labels(head: str, config: Any, inputs: Arrays, rng: np.random.Generator) -> dict[str, Any] | None:
     """What makes `head` return a loss: arrays, or True for a flag; {} where the inputs already do; None where it has no loss."""
     if head.endswith("ForMaskedImageModeling"):
@@ -194,8 +200,7 @@ def labels(head: str, config: Any, inputs: Arrays, rng: np.random.Generator) -> 
         return {}
     if head == "CLIPModel":
         return {"return_loss": True} if len(inputs["input_ids"]) == len(inputs["pixel_values"]) else None
-    plain = head.endswith(("Backbone", "WithProjection")) or (head.endswith("Model") and "Head" not in head)
-    if plain or head == "Wav2Vec2ForMaskedLM" or config.num_labels == 0:
+    if not has_loss(head) or config.num_labels == 0:
         return None
     if "input_values" in inputs:
         return _audio_labels(head, config, inputs, rng)
