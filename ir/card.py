@@ -18,11 +18,12 @@ if TYPE_CHECKING:
 class Names:
     """A table from our layer paths to a checkpoint's, `*` standing for a number; what no row names keeps its name.
 
-    The row that matches most of a path wins, so that the order of rows means nothing.
+    A row with braces stands for several: `{q,k}` and `{query,key}` pair off. The row that matches most of a path wins, so that the order of
+    rows means nothing.
     """
 
     def __init__(self, table: Mapping[str, str]):
-        rows = sorted(table.items(), key=lambda row: -len(row[0]))
+        rows = sorted((row for pair in table.items() for row in _unfolded(*pair)), key=lambda row: -len(row[0]))
         self.rows = [(re.compile(re.escape(ours).replace(r"\*", r"(\d+)") + r"(\..*)?"), theirs) for ours, theirs in rows]
 
     def key(self, path: str) -> str:
@@ -34,6 +35,18 @@ class Names:
                     theirs = theirs.replace("*", n, 1)
                 return (theirs + (rest or "")).lstrip(".")
         return path
+
+
+_BRACES = re.compile(r"\{([^{}]*)\}")
+
+
+def _unfolded(ours: str, theirs: str) -> list[tuple[str, str]]:
+    """The rows that one row with braces stands for."""
+    a, b = _BRACES.search(ours), _BRACES.search(theirs)
+    if a is None or b is None:
+        return [(ours, theirs)]
+    pairs = zip(a[1].split(","), b[1].split(","), strict=True)
+    return [row for x, y in pairs for row in _unfolded(ours.replace(a[0], x, 1), theirs.replace(b[0], y, 1))]
 
 
 # Other spellings of one weight, by age or by library version: a name's ending now, and what it was.

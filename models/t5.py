@@ -155,15 +155,9 @@ class ConditionalGeneration(Layer):
         return {"loss": None if labels is None else ops.cross_entropy(logits, labels), "logits": logits, **nn.rest(out)}
 
 
-class ClassificationHead(Layer):
-    """Linear, tanh, linear."""
-
-    def __init__(self, c: T5Config):
-        self.dense, self.dropout, self.out_proj = nn.Linear(c.d_model, c.d_model), nn.Dropout(c.classifier_dropout), nn.Linear(c.d_model, c.labels)
-
-    def forward(self, x: Value) -> Value:
-        """[batch n] -> [batch labels]."""
-        return self.out_proj(self.dropout(ops.tanh(self.dense(x))))
+def _classifier(c: T5Config) -> nn.SequenceClassifier:
+    decide = nn.ClassificationHead(c.d_model, c.labels, c.classifier_dropout)
+    return nn.SequenceClassifier(Echo(c), decide, c, c.classifier_dropout, _end_state(c))
 
 
 def _end_state(c: T5Config):
@@ -228,7 +222,9 @@ CARD = Card(
         "T5ForConditionalGeneration": _head(ConditionalGeneration, usual=_DECODED, parts=ENCODES_THEN_GENERATES, labels="i64[batch decoder_seq]"),
         "T5EncoderModel": _head(T5Encoder, _encoder_inputs),
         "T5ForSequenceClassification": _head(
-            lambda c: nn.SequenceClassifier(Echo(c), ClassificationHead(c), c, c.classifier_dropout, _end_state(c)),
+            lambda c: nn.SequenceClassifier(
+                Echo(c), nn.ClassificationHead(c.d_model, c.labels, c.classifier_dropout), c, c.classifier_dropout, _end_state(c)
+            ),
             prefix="transformer",
             names={"classifier": "classification_head"},
             labels=nn.label_type,

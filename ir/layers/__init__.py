@@ -19,9 +19,13 @@ from .audio import (
 )
 from .audio_heads import Contrastive, FrameClassifier, RecordingClassifier, Transcriber, Unmasked, XVector
 from .basic import ACTIVATIONS, Affine, BatchNorm, Conv, DropPath, Dropout, Embedding, GatedMlp, GroupNorm, LayerNorm, Linear, Mlp, RMSNorm
-from .heads import LanguageModel, MultipleChoice, Pooler, Projected, SequenceClassifier, SpanClassifier, TokenClassifier, Transform, Vocabulary
-from .heads import causal_loss, classification_loss, contrastive_loss, label_type, last_token, pick, rest, text_inputs, with_choices
+from .heads import ClassificationHead, LanguageModel, MultipleChoice, NextSentence, Pooler, PreTraining, Projected
+from .heads import SequenceClassifier, SpanClassifier, TokenClassifier, Transform, Vocabulary
+from .heads import causal_loss, classification_loss, contrastive_loss, first_state, label_type, last_token, pick, pooled, rest
+from .heads import text_inputs, with_choices
 from .pooling import POOLING, SentenceEmbedding
-from .positions import RelativeBias
+from .positions import RelativeAttention, RelativeBias
+from .text import BERT_WORDS, ROBERTA_WORDS, TEXT_NAMES, DecoderTextConfig, PaddedEmbeddings, RelativeTextConfig, TextConfig, TextEmbeddings
+from .text import TextEncoder, encoder_inputs, first_state_head, text_head, text_heads, word_scores
 from .vision import Identity, Patches, PixelDecoder, masked_pixel_loss, pair, positions_for, sequence_of, stage_names
 from .windows import WindowAttention, pad_to

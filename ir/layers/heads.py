@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from .. import ops
@@ -12,6 +13,7 @@ from ..layer import Layer
 from .basic import Activation, Dropout, Embedding, LayerNorm, Linear
 
 Outputs = dict[str, Any]
+NEXT = ("next_sentence_label", "seq_relationship_logits")  # of BERT's second pre-training task
 
 
 def text_inputs(n: int, *, token_types: bool = True, memory: int | None = None) -> dict[str, str]:
@@ -112,10 +114,61 @@ class LanguageModel(Layer):
         return {"loss": loss, "logits": logits, **rest(out)}
 
 
+def pooled(outputs: Outputs, inputs: Any) -> Value:
+    """The body's pooled state [batch n]."""
+    return outputs["pooler_output"]
+
+
+def first_state(outputs: Outputs, inputs: Any) -> Value:
+    """The state of the first position [batch n]."""
+    return outputs["last_hidden_state"][:, 0]
+
+
+class ClassificationHead(Layer):
+    """Linear, activation, dropout, linear."""
+
+    def __init__(self, n: int, labels: int, dropout: float, activation: Activation = ops.tanh):
+        self.dense, self.activation, self.dropout, self.out_proj = Linear(n, n), activation, Dropout(dropout), Linear(n, labels)
+
+    def forward(self, x: Value) -> Value:
+        """[batch n] -> [batch labels]."""
+        return self.out_proj(self.dropout(self.activation(self.dense(x))))
+
+
+class PreTraining(Layer):
+    """Masked words, and a decision `names` about the two sentences: its label and its logits."""
+
+    def __init__(self, body: Layer, transform: Layer, vocabulary: Layer, decide: Layer, names: Sequence[str] = NEXT):
+        self.body, self.transform, self.vocabulary, self.next, self.names = body, transform, vocabulary, decide, names
+
+    def forward(self, labels: Value | None = None, **inputs: Value | None) -> Outputs:
+        """-> prediction_logits [batch seq words], the decision's logits [batch 2], loss where both labels are given."""
+        label, logits = self.names
+        decided = inputs.pop(label, None)
+        out = self.body(**inputs)
+        words, decision = self.vocabulary(self.transform(out["last_hidden_state"])), self.next(out["pooler_output"])
+        given = labels is not None and decided is not None
+        loss = ops.cross_entropy(words, labels) + ops.cross_entropy(decision, decided) if given else None
+        return {"loss": loss, "prediction_logits": words, logits: decision, **rest(out)}
+
+
+class NextSentence(Layer):
+    """Whether the second sentence follows the first."""
+
+    def __init__(self, body: Layer, n: int):
+        self.body, self.next = body, Linear(n, 2)
+
+    def forward(self, labels: Value | None = None, **inputs: Value | None) -> Outputs:
+        """-> logits [batch 2]: class 0 is that it follows."""
+        out = self.body(**inputs)
+        logits = self.next(out["pooler_output"])
+        return {"loss": None if labels is None else ops.cross_entropy(logits, labels), "logits": logits, **rest(out)}
+
+
 class SequenceClassifier(Layer):
     """One decision for a sequence or image, from the body's pooled output or what `pool` makes of its outputs and the inputs."""
 
-    def __init__(self, body: Layer, classifier: Layer, config: Config, dropout: float = 0.0, pool: Any = lambda out, inputs: out["pooler_output"]):
+    def __init__(self, body: Layer, classifier: Layer, config: Config, dropout: float = 0.0, pool: Any = pooled):
         self.body, self.dropout, self.classifier = body, Dropout(dropout), classifier
         self.config, self.pool = config, pool
 
@@ -165,16 +218,17 @@ def _position_loss(logits: Value, positions: Value) -> Value:
 
 
 class MultipleChoice(Layer):
-    """One score for each of several sequences."""
+    """One score for each of several sequences, from the body's pooled output or what `pool` makes of its outputs and the inputs."""
 
-    def __init__(self, body: Layer, n: int, dropout: float = 0.0):
-        self.body, self.dropout, self.classifier = body, Dropout(dropout), Linear(n, 1)
+    def __init__(self, body: Layer, classifier: Layer, dropout: float = 0.0, pool: Any = pooled):
+        self.body, self.dropout, self.classifier, self.pool = body, Dropout(dropout), classifier, pool
 
     def forward(self, labels: Value | None = None, **inputs: Value | None) -> Outputs:
         """Inputs [batch choices seq] -> logits [batch choices], loss where labels [batch] are given."""
         first = next(x for x in inputs.values() if x is not None)
-        out = self.body(**{k: None if x is None else ops.view(x, (x.shape[0] * x.shape[1], *x.shape[2:])) for k, x in inputs.items()})
-        logits = ops.view(self.classifier(self.dropout(out["pooler_output"])), first.shape[:2])
+        flat = {k: None if x is None else ops.view(x, (x.shape[0] * x.shape[1], *x.shape[2:])) for k, x in inputs.items()}
+        out = self.body(**flat)
+        logits = ops.view(self.classifier(self.dropout(self.pool(out, flat))), first.shape[:2])
         return {"loss": None if labels is None else ops.cross_entropy(logits, labels), "logits": logits, **rest(out)}
 
 

@@ -10,6 +10,7 @@ from .. import ops
 from ..graph import Value, current
 from ..layer import Layer
 from ..sizes import Size
+from .attention import Attention
 from .basic import Embedding
 
 
@@ -43,3 +44,25 @@ class RelativeBias(Layer):
         distance = ops.minimum(ops.maximum(key[None, :] - query[:, None], -self.most), self.most)
         bias = self.table(ops.take(ops.literal(value=self.buckets), distance + self.most))
         return ops.rearrange(bias, "rows keys heads -> heads rows keys")[None]
+
+
+class RelativeAttention(Attention):
+    """Attention whose scores also depend on how far query and key are apart (https://arxiv.org/abs/1803.02155).
+
+    Each distance has a vector; its product with the query (and, where `keys` is true, with the key) is added to the scores.
+    """
+
+    def __init__(self, n: int, heads: int, *, positions: int, keys: bool, **options):
+        super().__init__(n, heads, **options)
+        self.distance, self.keys, self.most = Embedding(2 * positions - 1, n // heads), keys, positions
+
+    def scores(self, q: Value, k: Value) -> Value:
+        """[batch heads rows keys] of q [batch heads rows head] and k [batch heads keys head]."""
+        rows, columns = ops.iota(size=q.shape[2]) + current().cache.past, ops.iota(size=k.shape[2])
+        vectors = self.distance(rows[:, None] - columns[None, :] + (self.most - 1))  # [rows keys head]
+        by_row = ops.rearrange(q, "batch heads rows head -> rows (batch heads) head") @ ops.rearrange(vectors, "rows keys head -> rows head keys")
+        total = ops.rearrange(by_row, "rows (batch heads) keys -> batch heads rows keys", heads=self.heads)
+        if self.keys:
+            by_key = ops.rearrange(k, "batch heads keys head -> keys (batch heads) head") @ ops.rearrange(vectors, "rows keys head -> keys head rows")
+            total = total + ops.rearrange(by_key, "keys (batch heads) rows -> batch heads rows keys", heads=self.heads)
+        return total * self.scale

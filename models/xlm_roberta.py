@@ -1,0 +1,7 @@
+"""XLM-RoBERTa (https://arxiv.org/abs/1911.02116): RoBERTa on other text."""
+
+from __future__ import annotations
+
+from .roberta import roberta_card
+
+CARD = roberta_card("xlm-roberta", "XLMRoberta")
