@@ -8,14 +8,14 @@ from typing import ClassVar
 from ..ir import layers as nn
 from ..ir import ops
 from ..ir.card import GENERATES, Card, Head, inputs_of
-from ..ir.config import Config, choice
+from ..ir.config import choice
 from ..ir.errors import ConfigError
 from ..ir.graph import Value, current
 from ..ir.layer import Layer, collecting
 
 
 @dataclass(kw_only=True)
-class Gpt2Config(Config):
+class Gpt2Config(nn.SummaryConfig):
     """config.json of a GPT-2 checkpoint."""
 
     aliases: ClassVar = {
@@ -41,11 +41,6 @@ class Gpt2Config(Config):
     reorder_and_upcast_attn: bool = False  # the same numbers in float32
     add_cross_attention: bool = False
     summary_type: str = "cls_index"
-    summary_use_proj: bool = True
-    summary_proj_to_labels: bool = True
-    summary_activation: str | None = choice(None, (None, *nn.ACTIVATIONS))
-    summary_first_dropout: float = 0.1
-    summary_last_dropout: float = 0.1
     classifier_dropout: float | None = None
     hidden_dropout: float | None = None
 
@@ -93,29 +88,15 @@ class Gpt2(Layer):
         return {"last_hidden_state": x, "hidden_states": [*states[:-1], x], **seen}
 
 
-class Summary(Layer):
-    """One score for each sequence, from the word that is pointed at or the last one (the reference's sequence summary)."""
-
-    def __init__(self, c: Gpt2Config, labels: int = 1):
-        if c.summary_type != "cls_index":
-            raise ConfigError(f"summary_type is {c.summary_type!r}, expected 'cls_index': others mix up the choices in the reference")
-        self.summary = nn.Linear(c.n_embd, labels if c.summary_proj_to_labels else c.n_embd) if c.summary_use_proj else nn.Identity()
-        self.activation = nn.ACTIVATIONS[c.summary_activation or "linear"]
-        self.first, self.last = nn.Dropout(c.summary_first_dropout), nn.Dropout(c.summary_last_dropout)
-
-    def forward(self, x: Value, place: Value | None) -> Value:
-        """x [batch seq n], place i64[batch] -> [batch labels]."""
-        x = self.first(x[:, -1] if place is None else nn.pick(x, place))
-        return self.last(self.activation(self.summary(x)))
-
-
 class DoubleHeads(Layer):
     """Next words, and which of several sequences is right."""
 
     def __init__(self, c: Gpt2Config):
         self.body = Gpt2(c)
         self.vocabulary = _vocabulary(c, self.body)
-        self.choice = Summary(c)
+        if c.summary_type != "cls_index":
+            raise ConfigError(f"summary_type is {c.summary_type!r}, expected 'cls_index': others mix up the choices in the reference")
+        self.choice = nn.SequenceSummary(c, c.n_embd, 1)
 
     def forward(self, mc_token_ids=None, labels=None, mc_labels=None, **inputs):
         """Inputs [batch choices seq] -> logits [batch choices seq words], mc_logits [batch choices], loss and mc_loss where labels are given."""

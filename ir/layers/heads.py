@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from .. import ops
-from ..config import Config
+from ..config import Config, choice
 from ..errors import ConfigError
 from ..graph import Param, Value, current
 from ..layer import Layer
-from .basic import Activation, Dropout, Embedding, LayerNorm, Linear
+from .basic import ACTIVATIONS, Activation, Dropout, Embedding, LayerNorm, Linear
 
 Outputs = dict[str, Any]
 NEXT = ("next_sentence_label", "seq_relationship_logits")  # of BERT's second pre-training task
@@ -250,6 +251,35 @@ def pick(x: Value, place: Value) -> Value:
     """x [batch seq n] at place i64[batch] -> [batch n]."""
     where = ops.broadcast_to(place[:, None, None], shape=(x.shape[0], 1, x.shape[2]))
     return ops.squeeze(ops.gather(x, where, axis=1), 1)
+
+
+@dataclass(kw_only=True)
+class SummaryConfig(Config):
+    """How a `SequenceSummary` makes one vector of a sequence."""
+
+    summary_type: str = choice("first", ("last", "first", "mean", "cls_index"))
+    summary_use_proj: bool = True
+    summary_proj_to_labels: bool = True
+    summary_activation: str | None = choice(None, (None, *ACTIVATIONS))
+    summary_first_dropout: float = 0.1
+    summary_last_dropout: float = 0.1
+
+
+class SequenceSummary(Layer):
+    """One vector for a sequence: a state or the mean of all, projected to `labels` or as wide as it was, activated."""
+
+    def __init__(self, c: SummaryConfig, n: int, labels: int = 0):
+        n_out = labels if c.summary_proj_to_labels and labels else n
+        self.summary = Linear(n, n_out) if c.summary_use_proj else None
+        self.kind, self.activation = c.summary_type, ACTIVATIONS[c.summary_activation or "linear"]
+        self.first, self.last = Dropout(c.summary_first_dropout), Dropout(c.summary_last_dropout)
+
+    def forward(self, x: Value, place: Value | None = None) -> Value:
+        """x [batch seq n], place i64[batch] (of a summary by `cls_index`; the last one if None) -> [batch labels or n]."""
+        states = {"first": lambda: x[:, 0], "mean": lambda: ops.mean(x, axis=1)}
+        chosen = pick(x, place) if self.kind == "cls_index" and place is not None else states.get(self.kind, lambda: x[:, -1])()
+        chosen = self.first(chosen)
+        return self.last(self.activation(chosen if self.summary is None else self.summary(chosen)))
 
 
 class Projected(Layer):
