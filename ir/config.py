@@ -78,7 +78,10 @@ class Config:
         self.num_labels = len(self.id2label)
 
     def check(self, where: str) -> None:
-        """ConfigError where fields contradict one another; a subclass adds its own."""
+        """ConfigError where fields contradict one another: heads that do not share the width, unless theirs is told. A subclass adds its own."""
+        heads, width = (self.aliases.get(name, name) for name in ("num_attention_heads", "hidden_size"))
+        if hasattr(self, heads) and hasattr(self, width) and "head_dim" not in self.aliases:
+            self.divides(where, heads, width)
 
     def divides(self, where: str, parts: str, whole: str) -> None:
         """ConfigError unless the field `whole` is a multiple of the field `parts`."""

@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..ir import layers as nn
-from ..ir import ops
+from ..ir import layers as nn, ops
 from ..ir.card import Card, Head, inputs_of
 from ..ir.config import Config, choice
 from ..ir.graph import Param, Value, current
-from ..ir.layer import Layer, collecting
+from ..ir.layer import Layer
 
 
 @dataclass(kw_only=True)
@@ -25,10 +24,6 @@ class TowerConfig(Config):
     layer_norm_eps: float = 1e-5
     attention_dropout: float = 0.0
     projection_dim: int = 512
-
-    def check(self, where: str) -> None:
-        """Heads share the width."""
-        self.divides(where, "num_attention_heads", "hidden_size")
 
 
 @dataclass(kw_only=True)
@@ -89,12 +84,6 @@ class Tower(Layer):
         attention = nn.Attention(n, c.num_attention_heads, causal=causal, dropout=c.attention_dropout)
         return nn.Block(nn.PreNorm, lambda: nn.LayerNorm(n, c.layer_norm_eps), attention, nn.Mlp(n, c.intermediate_size, c.hidden_act))
 
-    def run(self, x: Value, mask: Value | None = None) -> tuple[Value, dict[str, Any]]:
-        """The last state, and states and attention weights by name."""
-        with collecting() as seen:
-            x, states = nn.run_blocks(self.blocks, x, mask)
-        return x, {"hidden_states": states, **seen}
-
 
 class TextTower(Tower):
     """Words read from left to right; the pooled state is that of the end-of-text word."""
@@ -107,7 +96,7 @@ class TextTower(Tower):
     def forward(self, input_ids, attention_mask=None, position_ids=None):
         """-> last_hidden_state [batch seq n], pooler_output [batch n]."""
         places = current().cache.positions(input_ids.shape[1], self.most) if position_ids is None else position_ids
-        x, seen = self.run(self.words(input_ids) + self.positions(places), nn.key_mask(attention_mask))
+        x, seen = nn.encode(self.blocks, self.words(input_ids) + self.positions(places), nn.key_mask(attention_mask))
         x = self.norm(x)
         # Checkpoints from before the end-of-text id was corrected say 2; for them it is the largest id of a row.
         ends = input_ids if self.end == 2 else ops.cast(ops.equal(input_ids, self.end), dtype="i64")
@@ -132,7 +121,7 @@ class VisionTower(Tower):
         x = nn.sequence_of(grid)
         first = ops.broadcast_to(self.first[None, None], shape=(x.shape[0], 1, x.shape[2]))
         x = ops.concat(first, x, axis=1) + nn.positions_for(self.positions.weight, self.grid, *grid.shape[2:])
-        x, seen = self.run(self.norm_before(x))
+        x, seen = nn.encode(self.blocks, self.norm_before(x))
         return {"last_hidden_state": x, "pooler_output": self.norm(x[:, 0]), **seen}
 
 
@@ -153,20 +142,13 @@ class Clip(Layer):
         b = ops.l2_normalize(self.image_projection(image["pooler_output"]))
         per_text = a @ ops.transpose(b, perm=(1, 0)) * ops.exp(self.logit_scale)
         per_image = ops.transpose(per_text, perm=(1, 0))
-        return {
-            "loss": nn.contrastive_loss(per_text, per_image) if return_loss else None,
-            "logits_per_image": per_image,
-            "logits_per_text": per_text,
-            "text_embeds": a,
-            "image_embeds": b,
-            "text_model_output": text,
-            "vision_model_output": image,
-        }
+        loss = nn.contrastive_loss(per_text, per_image) if return_loss else None
+        compared = {"logits_per_image": per_image, "logits_per_text": per_text, "text_embeds": a, "image_embeds": b}
+        return {"loss": loss, **compared, "text_model_output": text, "vision_model_output": image}
 
 
-def _mean_classifier(c: ClipConfig) -> nn.SequenceClassifier:
-    decide = nn.Linear(c.vision.hidden_size, c.labels) if c.labels else nn.Identity()
-    return nn.SequenceClassifier(VisionTower(c.vision), decide, c, pool=lambda out, inputs: ops.mean(out["last_hidden_state"][:, 1:], axis=1))
+def _patch_mean(out, inputs) -> Value:
+    return ops.mean(out["last_hidden_state"][:, 1:], axis=1)
 
 
 def _text_inputs(batch: str = "batch") -> dict[str, str]:
@@ -178,31 +160,22 @@ def _pixels(c: ClipConfig, size: str = "", batch: str = "batch") -> dict[str, st
 
 
 _BLOCK = {
-    "attention.norm": "layer_norm1",
-    "attention.layer.q": "self_attn.q_proj",
-    "attention.layer.k": "self_attn.k_proj",
-    "attention.layer.v": "self_attn.v_proj",
-    "attention.layer.out": "self_attn.out_proj",
-    "mlp.norm": "layer_norm2",
-    "mlp.layer.up": "mlp.fc1",
-    "mlp.layer.down": "mlp.fc2",
+    "blocks.*.{attention,mlp}.norm": "encoder.layers.*.{layer_norm1,layer_norm2}",
+    "blocks.*.attention.layer.{q,k,v,out}": "encoder.layers.*.self_attn.{q_proj,k_proj,v_proj,out_proj}",
+    "blocks.*.mlp.layer.{up,down}": "encoder.layers.*.mlp.{fc1,fc2}",
 }
 _OWN = {
-    "text": {"words": "embeddings.token_embedding", "positions": "embeddings.position_embedding", "norm": "final_layer_norm"},
+    "text": {"{words,positions}": "embeddings.{token_embedding,position_embedding}", "norm": "final_layer_norm"},
     "vision": {
-        "first": "embeddings.class_embedding",
-        "patches.projection": "embeddings.patch_embedding",
-        "positions": "embeddings.position_embedding",
-        "norm_before": "pre_layrnorm",
-        "norm": "post_layernorm",
+        "{first,patches.projection,positions}": "embeddings.{class_embedding,patch_embedding,position_embedding}",
+        "{norm_before,norm}": "{pre_layrnorm,post_layernorm}",
     },
 }
 
 
 def _names(tower: str, place: str) -> dict[str, str]:
     """The table of one tower that stands at `place` of a head."""
-    rows = {**_OWN[tower], **{f"blocks.*.{ours}": f"encoder.layers.*.{theirs}" for ours, theirs in _BLOCK.items()}}
-    return {place + ours: f"{tower}_model.{theirs}" for ours, theirs in rows.items()}
+    return {place + ours: f"{tower}_model.{theirs}" for ours, theirs in (_OWN[tower] | _BLOCK).items()}
 
 
 _TEXT, _IMAGE = ("input_ids", "attention_mask"), ("pixel_values",)
@@ -214,13 +187,8 @@ def _text_head(build, place: str) -> Head:
 
 def _vision_head(build, place: str, **labels) -> Head:
     names = {**_names("vision", place), "projection": "visual_projection"}
-    return Head(
-        build,
-        inputs_of(_pixels, **labels),
-        _IMAGE,
-        names=names,
-        flags=lambda c: {} if labels else {"interpolate_pos_encoding": _pixels(c, "height width")},
-    )
+    flags = lambda c: {} if labels else {"interpolate_pos_encoding": _pixels(c, "height width")}
+    return Head(build, inputs_of(_pixels, **labels), _IMAGE, names=names, flags=flags)
 
 
 CARD = Card(
@@ -243,7 +211,9 @@ CARD = Card(
         "CLIPVisionModelWithProjection": _vision_head(
             lambda c: nn.Projected(VisionTower(c.vision), c.vision.hidden_size, c.vision.projection_dim, "image_embeds"), "body."
         ),
-        "CLIPForImageClassification": _vision_head(_mean_classifier, "body.", labels=nn.label_type),
+        "CLIPForImageClassification": _vision_head(
+            lambda c: nn.image_classifier(VisionTower(c.vision), c.vision.hidden_size, c, _patch_mean), "body.", labels=nn.label_type
+        ),
     },
     names={},
     unused=("*embeddings.position_ids",),

@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ..ir import layers as nn
-from ..ir import ops
+from ..ir import layers as nn, ops
 from ..ir.card import GENERATES, Card, Head, inputs_of
 from ..ir.config import choice
 from ..ir.errors import ConfigError
 from ..ir.graph import Value, current
-from ..ir.layer import Layer, collecting
+from ..ir.layer import Layer
 
 
 @dataclass(kw_only=True)
@@ -43,10 +42,6 @@ class Gpt2Config(nn.SummaryConfig):
     summary_type: str = "cls_index"
     classifier_dropout: float | None = None
     hidden_dropout: float | None = None
-
-    def check(self, where: str) -> None:
-        """Heads share the width."""
-        self.divides(where, "n_head", "n_embd")
 
     @property
     def head_dropout(self) -> float:
@@ -82,10 +77,8 @@ class Gpt2(Layer):
     def forward(self, attention_mask=None, encoder_hidden_states=None, encoder_attention_mask=None, **words):
         """-> last_hidden_state [batch seq n]."""
         x, mask, memory_mask = self.dropout(self.embed(**words)), nn.key_mask(attention_mask), nn.key_mask(encoder_attention_mask)
-        with collecting() as seen:
-            x, states = nn.run_blocks(self.blocks, x, mask, None, encoder_hidden_states, memory_mask)
-        x = self.norm(x)
-        return {"last_hidden_state": x, "hidden_states": [*states[:-1], x], **seen}
+        x, seen = nn.encode(self.blocks, x, mask, None, encoder_hidden_states, memory_mask, norm=self.norm)
+        return {"last_hidden_state": x, **seen}
 
 
 class DoubleHeads(Layer):
@@ -107,14 +100,9 @@ class DoubleHeads(Layer):
         scores = self.choice(x, None if mc_token_ids is None else ops.view(mc_token_ids, (batch * choices,)))
         apart = lambda y: ops.view(y, (batch, choices, *y.shape[1:]))
         scores = apart(ops.squeeze(scores, -1) if scores.shape[-1] == 1 else scores)
-        return {
-            "loss": None if labels is None else nn.causal_loss(logits, ops.view(labels, x.shape[:2])),
-            "mc_loss": None if mc_labels is None else ops.cross_entropy(scores, mc_labels),
-            "logits": apart(logits),
-            "mc_logits": scores,
-            **nn.rest(out),
-            "hidden_states": [*out["hidden_states"][:-1], apart(x)],
-        }
+        loss = None if labels is None else nn.causal_loss(logits, ops.view(labels, x.shape[:2]))
+        found = {"loss": loss, "mc_loss": None if mc_labels is None else ops.cross_entropy(scores, mc_labels), "mc_logits": scores}
+        return {**found, "logits": apart(logits), **nn.rest(out), "hidden_states": [*out["hidden_states"][:-1], apart(x)]}
 
 
 def _last_state(c: Gpt2Config):
@@ -168,20 +156,11 @@ CARD = Card(
         "GPT2ForQuestionAnswering": _head(lambda c: nn.SpanClassifier(Gpt2(c), c.n_embd), start_positions="i64[batch]", end_positions="i64[batch]"),
     },
     names={
-        "words": "wte",
-        "positions": "wpe",
-        "blocks.*.attention.norm": "h.*.ln_1",
-        "blocks.*.attention.layer.qkv": "h.*.attn.c_attn",
-        "blocks.*.attention.layer.out": "h.*.attn.c_proj",
-        "blocks.*.cross.norm": "h.*.ln_cross_attn",
-        "blocks.*.cross.layer.q": "h.*.crossattention.q_attn",
-        "blocks.*.cross.layer.kv": "h.*.crossattention.c_attn",
-        "blocks.*.cross.layer.out": "h.*.crossattention.c_proj",
-        "blocks.*.mlp.norm": "h.*.ln_2",
-        "blocks.*.mlp.layer.up": "h.*.mlp.c_fc",
-        "blocks.*.mlp.layer.down": "h.*.mlp.c_proj",
-        "norm": "ln_f",
-        "vocabulary": "lm_head",
+        "{words,positions,norm,vocabulary}": "{wte,wpe,ln_f,lm_head}",
+        "blocks.*.{attention,cross,mlp}.norm": "h.*.{ln_1,ln_cross_attn,ln_2}",
+        "blocks.*.attention.layer.{qkv,out}": "h.*.attn.{c_attn,c_proj}",
+        "blocks.*.cross.layer.{q,kv,out}": "h.*.crossattention.{q_attn,c_attn,c_proj}",
+        "blocks.*.mlp.layer.{up,down}": "h.*.mlp.{c_fc,c_proj}",
         "choice.summary": "multiple_choice_head.summary",
     },
     unused=("*attn.bias", "*attn.masked_bias", "*crossattention.bias", "*crossattention.masked_bias"),

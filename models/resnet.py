@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from ..ir import layers as nn
-from ..ir import ops
+from ..ir import layers as nn, ops
 from ..ir.card import Card, Head, inputs_of
 from ..ir.config import Config, choice
 from ..ir.errors import ConfigError
@@ -103,6 +102,10 @@ class ResNet(Layer):
         return {"last_hidden_state": states[-1], "pooler_output": ops.mean(states[-1], axis=(2, 3), keep=True), "hidden_states": states}
 
 
+def _pooled(out, inputs) -> Value:
+    return ops.squeeze(out["pooler_output"], (2, 3))
+
+
 class Backbone(Layer):
     """The states of chosen stages."""
 
@@ -115,11 +118,6 @@ class Backbone(Layer):
         return {"feature_maps": [states[i] for i in self.chosen], "hidden_states": states}
 
 
-def _classifier(c: ResNetConfig) -> nn.SequenceClassifier:
-    decide = nn.Linear(c.hidden_sizes[-1], c.labels) if c.labels else nn.Identity()
-    return nn.SequenceClassifier(ResNet(c), decide, c, pool=lambda out, inputs: ops.squeeze(out["pooler_output"], (2, 3)))
-
-
 def _head(build, prefix="resnet", **labels) -> Head:
     return Head(build, inputs_of(lambda c: {"pixel_values": f"f32[batch {c.num_channels} height width]"}, **labels), ("pixel_values",), prefix)
 
@@ -130,7 +128,7 @@ CARD = Card(
     base="resnet",
     heads={
         "ResNetModel": _head(ResNet, prefix=""),
-        "ResNetForImageClassification": _head(_classifier, labels=nn.label_type),
+        "ResNetForImageClassification": _head(lambda c: nn.image_classifier(ResNet(c), c.hidden_sizes[-1], c, _pooled), labels=nn.label_type),
         "ResNetBackbone": _head(Backbone, prefix=""),
     },
     names={

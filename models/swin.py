@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from ..ir import layers as nn
-from ..ir import ops
+from ..ir import layers as nn, ops
 from ..ir.card import Card, Head, inputs_of
 from ..ir.config import Config, choice, only
 from ..ir.errors import ConfigError
@@ -210,21 +209,11 @@ def _whole(c: SwinConfig) -> dict[str, dict[str, str]]:
     return {"interpolate_pos_encoding": {}, "bool_masked_pos": {"pixel_values": f"f32[batch {c.num_channels} {height} {width}]"}}
 
 
-def _classifier(c: SwinConfig) -> nn.SequenceClassifier:
-    return nn.SequenceClassifier(SwinModel(c), nn.Linear(c.width(len(c.depths) - 1), c.labels) if c.labels else nn.Identity(), c)
-
-
 _BLOCK = {
-    "attention.norm": "layernorm_before",
-    "attention.layer.layer.q": "attention.self.query",
-    "attention.layer.layer.k": "attention.self.key",
-    "attention.layer.layer.v": "attention.self.value",
-    "attention.layer.layer.table": "attention.self.relative_position_bias_table",
-    "attention.layer.layer.index": "attention.self.relative_position_index",
-    "attention.layer.layer.out": "attention.output.dense",
-    "mlp.norm": "layernorm_after",
-    "mlp.layer.up": "intermediate.dense",
-    "mlp.layer.down": "output.dense",
+    "{attention,mlp}.norm": "{layernorm_before,layernorm_after}",
+    "attention.layer.layer.{q,k,v,out}": "attention.{self.query,self.key,self.value,output.dense}",
+    "attention.layer.layer.{table,index}": "attention.self.{relative_position_bias_table,relative_position_index}",
+    "mlp.layer.{up,down}": "{intermediate,output}.dense",
 }
 
 CARD = Card(
@@ -234,17 +223,13 @@ CARD = Card(
     heads={
         "SwinModel": _head(SwinModel, prefix=""),
         "SwinForMaskedImageModeling": _head(MaskedImageModel, flags=_whole, bool_masked_pos=_patches),
-        "SwinForImageClassification": _head(_classifier, labels=nn.label_type),
+        "SwinForImageClassification": _head(lambda c: nn.image_classifier(SwinModel(c), c.width(len(c.depths) - 1), c), labels=nn.label_type),
         "SwinBackbone": _head(Backbone, prefix=""),
     },
     names={
-        "encoder.embeddings.patches": "embeddings.patch_embeddings",
-        "encoder.embeddings.norm": "embeddings.norm",
-        "encoder.embeddings.hidden": "embeddings.mask_token",
+        "encoder.embeddings.{patches,norm,hidden}": "embeddings.{patch_embeddings,norm,mask_token}",
         **{f"encoder.stages.*.*.{ours}": f"encoder.layers.*.blocks.*.{theirs}" for ours, theirs in _BLOCK.items()},
         "encoder.merging.*": "encoder.layers.*.downsample",
-        "norm": "layernorm",
-        "norms": "hidden_states_norms",
-        "decoder.conv": "decoder.0",
+        "{norm,norms,decoder.conv}": "{layernorm,hidden_states_norms,decoder.0}",
     },
 )

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from ..ir import layers as nn
-from ..ir import ops
+from ..ir import layers as nn, ops
 from ..ir.card import ENCODES_THEN_GENERATES, Card, Head, inputs_of
 from ..ir.config import Config, choice, only
 from ..ir.errors import ConfigError, InputError
 from ..ir.graph import Value
-from ..ir.layer import Layer, collecting
+from ..ir.layer import Layer
 
 
 @dataclass(kw_only=True)
@@ -70,11 +69,10 @@ class Stack(Layer):
         attention = nn.Attention(n, c.num_heads, causal=decoder, **options)
         return nn.Block(nn.PreNorm, lambda: nn.RMSNorm(n, c.layer_norm_epsilon), attention, feed_forward(c), cross)
 
-    def forward(self, x: Value, mask: Value | None, memory: Value | None = None, memory_mask: Value | None = None) -> tuple[Value, list[Value]]:
-        """The normalised last state [batch seq n] and all states, the last one normalised."""
-        x, states = nn.run_blocks(self.blocks, self.dropout(x), mask, self.bias(x.shape[1]), memory, memory_mask)
-        x = self.dropout(self.norm(x))
-        return x, [*states[:-1], x]
+    def forward(self, x: Value, mask: Value | None, memory: Value | None = None, memory_mask: Value | None = None) -> tuple[Value, dict[str, Any]]:
+        """The normalised last state [batch seq n]; all states, the last one normalised, and what the blocks collect."""
+        norm = lambda x: self.dropout(self.norm(x))
+        return nn.encode(self.blocks, self.dropout(x), mask, self.bias(x.shape[1]), memory, memory_mask, norm=norm)
 
 
 def feed_forward(c: T5Config) -> Layer:
@@ -92,50 +90,34 @@ class T5Encoder(Layer):
 
     def forward(self, input_ids=None, attention_mask=None, inputs_embeds=None):
         """-> last_hidden_state [batch seq n]."""
-        with collecting() as seen:
-            x, states = self.encoder(self.words(input_ids) if inputs_embeds is None else inputs_embeds, nn.key_mask(attention_mask))
-        return {"last_hidden_state": x, "hidden_states": states, **seen}
+        x, seen = self.encoder(self.words(input_ids) if inputs_embeds is None else inputs_embeds, nn.key_mask(attention_mask))
+        return {"last_hidden_state": x, **seen}
 
 
 class T5(T5Encoder):
-    """Encoder and decoder over the same words."""
+    """Encoder and decoder over the same words; one that echoes reads its input, shifted right, where its decoder is given nothing."""
 
-    def __init__(self, c: T5Config):
+    def __init__(self, c: T5Config, echo: bool = False):
         super().__init__(c)
-        self.decoder = Stack(c, c.num_decoder_layers or c.num_layers, decoder=True)
-
-    def prompt(self, input_ids: Value | None) -> Value:
-        """What the decoder reads where it is given nothing."""
-        raise InputError("T5 lacks input 'decoder_input_ids': i64[batch decoder_seq]; or give labels to a head that has them")
+        self.decoder, self.echo, self.config = Stack(c, c.num_decoder_layers or c.num_layers, decoder=True), echo, c
 
     def forward(self, decoder_input_ids=None, decoder_attention_mask=None, decoder_inputs_embeds=None, attention_mask=None, **words):
         """-> last_hidden_state [batch decoder_seq n], encoder_last_hidden_state [batch seq n]."""
         if decoder_input_ids is None and decoder_inputs_embeds is None:
-            decoder_input_ids = self.prompt(words.get("input_ids"))
+            if not self.echo or words.get("input_ids") is None:
+                raise InputError("T5 lacks input 'decoder_input_ids': i64[batch decoder_seq]; or give labels to a head that has them")
+            decoder_input_ids = shift_right(words["input_ids"], self.config)
         encoded = super().forward(attention_mask=attention_mask, **words)
         x = self.words(decoder_input_ids) if decoder_inputs_embeds is None else decoder_inputs_embeds
-        with collecting() as seen:
-            x, states = self.decoder(x, nn.key_mask(decoder_attention_mask), encoded["last_hidden_state"], nn.key_mask(attention_mask))
+        x, seen = self.decoder(x, nn.key_mask(decoder_attention_mask), encoded["last_hidden_state"], nn.key_mask(attention_mask))
         named = {"cross_attentions" if k == "cross_attentions" else f"decoder_{k}": v for k, v in seen.items()}
-        return {"last_hidden_state": x, "decoder_hidden_states": states, **named, **{f"encoder_{k}": v for k, v in encoded.items()}}
+        return {"last_hidden_state": x, **named, **{f"encoder_{k}": v for k, v in encoded.items()}}
 
 
 def shift_right(ids: Value, c: T5Config) -> Value:
     """The start id before all ids but the last; -100 becomes padding."""
     start = ops.broadcast_to(ops.literal(value=[[c.start]]), shape=(ids.shape[0], 1))
     return ops.concat(start, ops.where(ops.equal(ids, -100), c.pad_token_id or 0, ids)[:, :-1], axis=1)
-
-
-class Echo(T5):
-    """A T5 whose decoder reads the input, shifted right, where it is given nothing."""
-
-    def __init__(self, c: T5Config):
-        super().__init__(c)
-        self.config = c
-
-    def prompt(self, input_ids: Value | None) -> Value:
-        """The shifted input."""
-        return shift_right(super().prompt(None) if input_ids is None else input_ids, self.config)
 
 
 class ConditionalGeneration(Layer):
@@ -152,22 +134,18 @@ class ConditionalGeneration(Layer):
         out = self.body(decoder_input_ids=decoder_input_ids, **inputs)
         x = out["last_hidden_state"]
         logits = self.vocabulary(x * self.config.d_model**-0.5 if self.config.tie_word_embeddings else x)
-        return {"loss": None if labels is None else ops.cross_entropy(logits, labels), "logits": logits, **nn.rest(out)}
+        return nn.scored(out, logits, labels)
 
 
 def _classifier(c: T5Config) -> nn.SequenceClassifier:
-    decide = nn.ClassificationHead(c.d_model, c.labels, c.classifier_dropout)
-    return nn.SequenceClassifier(Echo(c), decide, c, c.classifier_dropout, _end_state(c))
+    """Decides from the decoder's state at the input's last end-of-sequence."""
 
-
-def _end_state(c: T5Config):
-    """How the classifier finds the decoder's state at the input's last end-of-sequence."""
-
-    def pool(out, inputs) -> Value:
+    def last_end(out, inputs) -> Value:
         ends = ops.equal(inputs["input_ids"], c.eos_token_id)
         return nn.pick(out["last_hidden_state"], ops.max(ops.where(ends, ops.iota(size=ends.shape[1]), 0), axis=1))
 
-    return pool
+    decide = nn.ClassificationHead(c.d_model, c.labels, c.classifier_dropout)
+    return nn.SequenceClassifier(T5(c, echo=True), decide, c, c.classifier_dropout, last_end)
 
 
 def _encoder_inputs(c: T5Config) -> dict[str, str]:
@@ -189,30 +167,6 @@ def _head(build, common=_decoder_inputs, usual=("input_ids", "attention_mask"), 
 
 
 _DECODED = ("input_ids", "attention_mask", "decoder_input_ids")
-_PARTS = {"attention": "SelfAttention", "cross": "EncDecAttention"}
-_PLACES = {"encoder": {"attention": 0, "mlp": 1}, "decoder": {"attention": 0, "cross": 1, "mlp": 2}}
-
-
-def _names() -> dict[str, str]:
-    """The reference numbers a block's parts; the decoder has one more."""
-    table = {"words": "shared"}
-    for stack, places in _PLACES.items():
-        table |= {
-            f"{stack}.bias.table": f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias",
-            f"{stack}.norm": f"{stack}.final_layer_norm",
-        }
-        for part, place in places.items():
-            ours, theirs = f"{stack}.blocks.*.{part}", f"{stack}.block.*.layer.{place}"
-            table[f"{ours}.norm"] = f"{theirs}.layer_norm"
-            if part == "mlp":
-                rows = {"up": "wi", "gate": "wi_0", "linear": "wi_1", "down": "wo"}
-                table |= {f"{ours}.layer.{k}": f"{theirs}.DenseReluDense.{v}" for k, v in rows.items()}
-            else:
-                rows = {"q": "q", "k": "k", "v": "v", "out": "o"}
-                table |= {f"{ours}.layer.{k}": f"{theirs}.{_PARTS[part]}.{v}" for k, v in rows.items()}
-    return table
-
-
 CARD = Card(
     model_type="t5",
     config=T5Config,
@@ -221,14 +175,7 @@ CARD = Card(
         "T5Model": _head(T5, usual=_DECODED),
         "T5ForConditionalGeneration": _head(ConditionalGeneration, usual=_DECODED, parts=ENCODES_THEN_GENERATES, labels="i64[batch decoder_seq]"),
         "T5EncoderModel": _head(T5Encoder, _encoder_inputs),
-        "T5ForSequenceClassification": _head(
-            lambda c: nn.SequenceClassifier(
-                Echo(c), nn.ClassificationHead(c.d_model, c.labels, c.classifier_dropout), c, c.classifier_dropout, _end_state(c)
-            ),
-            prefix="transformer",
-            names={"classifier": "classification_head"},
-            labels=nn.label_type,
-        ),
+        "T5ForSequenceClassification": _head(_classifier, prefix="transformer", names={"classifier": "classification_head"}, labels=nn.label_type),
         "T5ForTokenClassification": _head(
             lambda c: nn.TokenClassifier(T5Encoder(c), c.d_model, c.labels, c.classifier_dropout),
             _encoder_inputs,
@@ -236,10 +183,22 @@ CARD = Card(
             labels="i64[batch seq]",
         ),
         "T5ForQuestionAnswering": _head(
-            lambda c: nn.SpanClassifier(Echo(c), c.d_model, c.labels), start_positions="i64[batch]", end_positions="i64[batch]"
+            lambda c: nn.SpanClassifier(T5(c, echo=True), c.d_model, c.labels), start_positions="i64[batch]", end_positions="i64[batch]"
         ),
     },
-    names={**_names(), "vocabulary": "lm_head"},
+    names={
+        "{words,vocabulary}": "{shared,lm_head}",
+        "{encoder,decoder}.bias.table": "{encoder,decoder}.block.0.layer.0.SelfAttention.relative_attention_bias",
+        "{encoder,decoder}.norm": "{encoder,decoder}.final_layer_norm",
+        "{encoder,decoder}.blocks.*.attention.norm": "{encoder,decoder}.block.*.layer.0.layer_norm",
+        "{encoder,decoder}.blocks.*.attention.layer.{q,k,v,out}": "{encoder,decoder}.block.*.layer.0.SelfAttention.{q,k,v,o}",
+        "decoder.blocks.*.cross.norm": "decoder.block.*.layer.1.layer_norm",
+        "decoder.blocks.*.cross.layer.{q,k,v,out}": "decoder.block.*.layer.1.EncDecAttention.{q,k,v,o}",
+        # the reference numbers a block's parts; the decoder has one more
+        "{encoder,decoder}.blocks.*.mlp.norm": "{encoder.block.*.layer.1,decoder.block.*.layer.2}.layer_norm",
+        "encoder.blocks.*.mlp.layer.{up,gate,linear,down}": "encoder.block.*.layer.1.DenseReluDense.{wi,wi_0,wi_1,wo}",
+        "decoder.blocks.*.mlp.layer.{up,gate,linear,down}": "decoder.block.*.layer.2.DenseReluDense.{wi,wi_0,wi_1,wo}",
+    },
     also={"shared.weight": ["encoder.embed_tokens.weight", "decoder.embed_tokens.weight"]},
     unused=("*embed_tokens.weight", "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"),
 )

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..ir import layers as nn
-from ..ir import ops
+from ..ir import layers as nn, ops
 from ..ir.card import Card, Head, inputs_of
 from ..ir.config import Config, choice
 from ..ir.errors import ConfigError
 from ..ir.graph import Param, Value
-from ..ir.layer import Layer, collecting
+from ..ir.layer import Layer
 
 
 @dataclass(kw_only=True)
@@ -32,10 +31,6 @@ class VitConfig(Config):
     encoder_stride: int = 16
     pooler_output_size: int | None = None
     pooler_act: str = choice("tanh", nn.ACTIVATIONS)
-
-    def check(self, where: str) -> None:
-        """Heads share the width."""
-        self.divides(where, "num_attention_heads", "hidden_size")
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -81,10 +76,9 @@ class Vit(Layer):
 
     def forward(self, pixel_values, bool_masked_pos=None, interpolate_pos_encoding=False):
         """-> last_hidden_state [batch 1+patches n], pooler_output [batch m]."""
-        with collecting() as seen:
-            x, states = nn.run_blocks(self.blocks, self.embeddings(pixel_values, bool_masked_pos))
+        x, seen = nn.encode(self.blocks, self.embeddings(pixel_values, bool_masked_pos))
         x = self.norm(x)
-        return {"last_hidden_state": x, "pooler_output": self.pooler and self.pooler(x), "hidden_states": states, **seen}
+        return {"last_hidden_state": x, "pooler_output": self.pooler and self.pooler(x), **seen}
 
 
 class MaskedImageModel(Layer):
@@ -107,11 +101,6 @@ class MaskedImageModel(Layer):
         return {"loss": loss, "reconstruction": image, **nn.rest(out)}
 
 
-def _classifier(c: VitConfig) -> nn.SequenceClassifier:
-    decide = nn.Linear(c.hidden_size, c.labels) if c.labels else nn.Identity()
-    return nn.SequenceClassifier(Vit(c), decide, c, pool=lambda out, inputs: out["last_hidden_state"][:, 0])
-
-
 def _pixels(c: VitConfig) -> dict[str, str]:
     height, width = nn.pair(c.image_size)
     return {"pixel_values": f"f32[batch {c.num_channels} {height} {width}]"}
@@ -128,17 +117,6 @@ def _head(build, prefix="vit", **others) -> Head:
     return Head(build, inputs_of(_pixels, **others), ("pixel_values",), prefix, flags=_any_size)
 
 
-_BLOCK = {
-    "attention.norm": "layernorm_before",
-    "attention.layer.q": "attention.attention.query",
-    "attention.layer.k": "attention.attention.key",
-    "attention.layer.v": "attention.attention.value",
-    "attention.layer.out": "attention.output.dense",
-    "mlp.norm": "layernorm_after",
-    "mlp.layer.up": "intermediate.dense",
-    "mlp.layer.down": "output.dense",
-}
-
 CARD = Card(
     model_type="vit",
     config=VitConfig,
@@ -146,14 +124,15 @@ CARD = Card(
     heads={
         "ViTModel": _head(lambda c: Vit(c, pool=True), prefix=""),
         "ViTForMaskedImageModeling": _head(MaskedImageModel, bool_masked_pos=lambda c: f"bool[batch {c.grid[0] * c.grid[1]}]"),
-        "ViTForImageClassification": _head(_classifier, labels=nn.label_type),
+        "ViTForImageClassification": _head(lambda c: nn.image_classifier(Vit(c), c.hidden_size, c, nn.first_state), labels=nn.label_type),
     },
     names={
-        "embeddings.patches": "embeddings.patch_embeddings",
-        "embeddings.first": "embeddings.cls_token",
-        "embeddings.hidden": "embeddings.mask_token",
-        "embeddings.positions": "embeddings.position_embeddings",
-        **{f"blocks.*.{ours}": f"encoder.layer.*.{theirs}" for ours, theirs in _BLOCK.items()},
+        "embeddings.{patches,first}": "embeddings.{patch_embeddings,cls_token}",
+        "embeddings.{hidden,positions}": "embeddings.{mask_token,position_embeddings}",
+        "blocks.*.{attention,mlp}.norm": "encoder.layer.*.{layernorm_before,layernorm_after}",
+        "blocks.*.attention.layer.{q,k,v}": "encoder.layer.*.attention.attention.{query,key,value}",
+        "blocks.*.attention.layer.out": "encoder.layer.*.attention.output.dense",
+        "blocks.*.mlp.layer.{up,down}": "encoder.layer.*.{intermediate,output}.dense",
         "norm": "layernorm",
         "decoder.conv": "decoder.0",
     },

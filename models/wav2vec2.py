@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..ir import layers as nn
-from ..ir import ops
+from ..ir import layers as nn, ops
 from ..ir.card import Card, Head, inputs_of
 from ..ir.config import Config, choice
 from ..ir.errors import ConfigError
@@ -70,11 +69,11 @@ class Wav2Vec2Config(Config):
     adapter_attn_dim: int | None = None
 
     def check(self, where: str) -> None:
-        """Convolutions have a width, stride and kernel each; heads share the width."""
+        """Convolutions have a width, stride and kernel each."""
+        super().check(where)
         if not len(self.conv_dim) == len(self.conv_stride) == len(self.conv_kernel):
             sizes = f"{len(self.conv_dim)}, {len(self.conv_stride)} and {len(self.conv_kernel)}"
             raise ConfigError(f"{where}: conv_dim, conv_stride and conv_kernel have {sizes} entries, expected as many of each")
-        self.divides(where, "num_attention_heads", "hidden_size")
 
     @property
     def width(self) -> int:
@@ -203,20 +202,6 @@ def _head(head=None, **others) -> Head:
     return Head(build, inputs_of(common, **typed), ("input_values", "attention_mask"), "wav2vec2" if head else "")
 
 
-_BLOCK = {
-    "attention.layer.q": "attention.q_proj",
-    "attention.layer.k": "attention.k_proj",
-    "attention.layer.v": "attention.v_proj",
-    "attention.layer.out": "attention.out_proj",
-    "attention.norm": "layer_norm",
-    "mlp.layer.up": "feed_forward.intermediate_dense",
-    "mlp.layer.down": "feed_forward.output_dense",
-    "mlp.norm": "final_layer_norm",
-    "adapter.norm": "adapter_layer.norm",
-    "adapter.layer.up": "adapter_layer.linear_1",
-    "adapter.layer.down": "adapter_layer.linear_2",
-}
-
 CARD = Card(
     model_type="wav2vec2",
     config=Wav2Vec2Config,
@@ -235,16 +220,15 @@ CARD = Card(
     names={
         "features.*": "feature_extractor.conv_layers.*",
         "features.*.norm": "feature_extractor.conv_layers.*.layer_norm",
-        "projection.norm": "feature_projection.layer_norm",
-        "projection.projection": "feature_projection.projection",
+        "projection.{norm,projection}": "feature_projection.{layer_norm,projection}",
         "hidden": "masked_spec_embed",
-        "positions.scale": "encoder.pos_conv_embed.conv.parametrizations.weight.original0",
-        "positions.direction": "encoder.pos_conv_embed.conv.parametrizations.weight.original1",
+        "positions.{scale,direction}": "encoder.pos_conv_embed.conv.parametrizations.weight.{original0,original1}",
         "positions.bias": "encoder.pos_conv_embed.conv.bias",
         "norm": "encoder.layer_norm",
-        **{f"blocks.*.{ours}": f"encoder.layers.*.{theirs}" for ours, theirs in _BLOCK.items()},
-        "adapter.projection": "adapter.proj",
-        "adapter.norm": "adapter.proj_layer_norm",
-        "adapter.steps": "adapter.layers",
+        "blocks.*.attention.layer.{q,k,v,out}": "encoder.layers.*.attention.{q_proj,k_proj,v_proj,out_proj}",
+        "blocks.*.{attention,mlp}.norm": "encoder.layers.*.{layer_norm,final_layer_norm}",
+        "blocks.*.mlp.layer.{up,down}": "encoder.layers.*.feed_forward.{intermediate_dense,output_dense}",
+        "blocks.*.adapter.{norm,layer.up,layer.down}": "encoder.layers.*.adapter_layer.{norm,linear_1,linear_2}",
+        "adapter.{projection,norm,steps}": "adapter.{proj,proj_layer_norm,layers}",
     },
 )

@@ -15,8 +15,7 @@ from oracle_specs import SPECS, config_json
 
 import interlingua as il
 from interlingua.checkpoints.safetensors import SafetensorsFile
-from interlingua.exporters import onnx as onnx_exporter
-from interlingua.exporters import stablehlo
+from interlingua.exporters import onnx as onnx_exporter, stablehlo
 from interlingua.ir.errors import CheckpointError, ParityError
 from interlingua.ir.reference import reference
 from interlingua.ir.sizes import bind

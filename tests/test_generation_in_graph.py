@@ -23,8 +23,7 @@ from interlingua.ir.errors import InputError, ParityError, ShapeError, UsageErro
 from interlingua.ir.graph import Graph
 from interlingua.ir.op import OPS
 from interlingua.ir.reference import Feed, ReferenceTable, reference
-from interlingua.ir.table import INDEX, Table, lower
-from interlingua.ir.table import run as evaluate
+from interlingua.ir.table import INDEX, Table, lower, run as evaluate
 from interlingua.ir.text import parse_graph
 from interlingua.ir.weights import ArrayWeights
 from interlingua.model import Model

@@ -8,8 +8,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from interlingua.ir.errors import ShapeError
 from interlingua.ir.sizes import Dim, bind, ceil_divide, floor_divide, is_static, maximum, minimum, parse_size, product, symbol

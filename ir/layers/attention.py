@@ -7,7 +7,7 @@ from typing import Any
 
 from .. import ops
 from ..graph import Value, current
-from ..layer import Layer, collect
+from ..layer import Layer, collect, collecting
 from .basic import Affine, Dropout, Linear
 
 
@@ -27,16 +27,7 @@ def heads_last(x: Value) -> Value:
 
 
 def attend(
-    q: Value,
-    k: Value,
-    v: Value,
-    mask: Value | None,
-    bias: Value | None,
-    *,
-    scale: float,
-    causal: bool = False,
-    dropout: float = 0.0,
-    kind: str = "attentions",
+    q: Value, k: Value, v: Value, mask: Value | None, bias: Value | None, *, scale: float, causal: bool = False, dropout: float = 0, kind="attentions"
 ) -> Value:
     """Attention whose weights are an output on demand, with dropout on them while training."""
     graph = current()
@@ -48,7 +39,7 @@ def attend(
 
 
 class Attention(Layer):
-    """Queries from x; keys and values from x, or from another sequence, `memory`, of width `memory_width`.
+    """Queries from x; keys and values from x, or from another sequence, `memory`.
 
     `inner` is the width of all heads together. A causal one joins its keys and values with those of earlier calls (`cache`).
     """
@@ -59,7 +50,6 @@ class Attention(Layer):
         heads: int,
         *,
         inner: int | None = None,
-        memory_width: int | None = None,
         bias: bool = True,
         out_bias: bool | None = None,
         scale: float | None = None,
@@ -71,8 +61,8 @@ class Attention(Layer):
         self.heads, self.causal, self.dropout = heads, causal, dropout
         self.scale = (inner // heads) ** -0.5 if scale is None else scale
         self.q = Linear(n, inner, bias)
-        self.k = Linear(memory_width or n, inner, bias)
-        self.v = Linear(memory_width or n, inner, bias)
+        self.k = Linear(n, inner, bias)
+        self.v = Linear(n, inner, bias)
         self.out = Linear(inner, n, bias if out_bias is None else out_bias)
         self.out_dropout = Dropout(out_dropout)
 
@@ -176,3 +166,11 @@ def run_blocks(blocks: Sequence[Layer], x: Value, *context: Any) -> tuple[Value,
     for block in blocks:
         states.append(block(states[-1], *context))
     return states[-1], states
+
+
+def encode(blocks: Sequence[Layer], x: Value, *context: Any, norm: Callable[[Value], Value] | None = None) -> tuple[Value, dict[str, Any]]:
+    """The last state of a row of blocks, normalised by `norm`; on demand all states, the first being x, and what the blocks collect."""
+    with collecting() as seen:
+        x, states = run_blocks(blocks, x, *context)
+    x = x if norm is None else norm(x)
+    return x, {"hidden_states": [*states[:-1], x], **seen}

@@ -10,7 +10,7 @@ from ..graph import Param, Value
 from ..layer import Layer
 from .audio import MarginLoss, Quantizer, TimeDelay, ctc_loss, frame_count, frames_of, least_samples, mask_until, mean_and_deviation
 from .basic import Dropout, Linear
-from .heads import Outputs, rest
+from .heads import Outputs, rest, scored
 
 
 class Transcriber(Layer):
@@ -80,7 +80,7 @@ class RecordingClassifier(AudioHead):
             live = ops.cast(mask_until(frames_of(attention_mask, self.config.frames()), x.shape[1]), dtype="f32")[:, :, None]
             pooled = ops.sum(x * live, axis=1) / ops.sum(live, axis=1)
         logits = self.classifier(pooled)
-        return {"loss": None if labels is None else ops.cross_entropy(logits, labels), "logits": logits, **rest(out)}
+        return scored(out, logits, labels)
 
 
 class FrameClassifier(AudioHead):
@@ -94,8 +94,7 @@ class FrameClassifier(AudioHead):
         """-> logits [batch frames labels], loss where labels [batch frames labels] (the largest is meant) are given."""
         out = self.body(input_values, attention_mask)
         logits = self.classifier(self.states(out))
-        loss = None if labels is None else ops.cross_entropy(logits, ops.argmax(labels, axis=2))
-        return {"loss": loss, "logits": logits, **rest(out)}
+        return scored(out, logits, labels, lambda logits, labels: ops.cross_entropy(logits, ops.argmax(labels, axis=2)))
 
 
 class XVector(AudioHead):
@@ -118,7 +117,7 @@ class XVector(AudioHead):
             x = layer(x)
         embeddings = self.feature_extractor(mean_and_deviation(x, None if attention_mask is None else self._lengths(attention_mask)))
         logits = self.classifier(embeddings)
-        return {"loss": None if labels is None else self.objective(logits, labels), "logits": logits, "embeddings": embeddings, **rest(out)}
+        return {**scored(out, logits, labels, self.objective), "embeddings": embeddings}
 
     @staticmethod
     def least_frames(c: Any) -> int:

@@ -12,6 +12,7 @@ from ..layer import Layer
 from ..signature import expects
 
 Activation = Callable[[Value], Value]
+Axes = Sequence[Any] | None  # one entry for each spatial axis
 
 
 def _square(x: Value) -> Value:
@@ -132,16 +133,7 @@ class Conv(Layer):
     """A convolution over the trailing axes; padding is one number for both ends of an axis, or (low, high)."""
 
     def __init__(
-        self,
-        n_in: int,
-        n_out: int,
-        kernel: Sequence[int],
-        *,
-        stride: Sequence[int] | None = None,
-        padding: Sequence[int | tuple[int, int]] | None = None,
-        dilation: Sequence[int] | None = None,
-        groups: int = 1,
-        bias: bool = True,
+        self, n_in: int, n_out: int, kernel: Sequence[int], *, stride: Axes = None, padding: Axes = None, dilation: Axes = None, groups=1, bias=True
     ):
         expects(n_in % groups == 0, f"{n_in} channels do not divide into {groups} groups")
         one = (1,) * len(kernel)
@@ -212,12 +204,12 @@ class Mlp(Layer):
         return self.dropout(self.down(self.inner_dropout(self.activation(self.up(x)))))
 
 
-class GatedMlp(Layer):
+class GatedMlp(Mlp):
     """down(activation(gate(x)) * linear(x)) (https://arxiv.org/abs/2002.05202); `layer(n_in, n_out)` makes the linear ones."""
 
-    def __init__(self, n: int, inner: int, activation: str, *, layer: Any = Linear, inner_dropout: float = 0.0, dropout: float = 0.0):
-        self.gate, self.linear, self.down, self.activation = layer(n, inner), layer(n, inner), layer(inner, n), ACTIVATIONS[activation]
-        self.inner_dropout, self.dropout = Dropout(inner_dropout), Dropout(dropout)
+    def __init__(self, n: int, inner: int, activation: str, *, layer: Any = Linear, **dropout: float):
+        super().__init__(n, inner, activation, layer=layer, **dropout)
+        self.gate, self.linear = self.__dict__.pop("up"), layer(n, inner)
 
     def forward(self, x: Value) -> Value:
         """[... n] -> [... n]."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,17 +17,16 @@ Outputs = dict[str, Any]
 NEXT = ("next_sentence_label", "seq_relationship_logits")  # of BERT's second pre-training task
 
 
-def text_inputs(n: int, *, token_types: bool = True, memory: int | None = None) -> dict[str, str]:
+def text_inputs(n: int, memory: int | None = None) -> dict[str, str]:
     """The inputs of a text encoder or decoder of width n; `memory` is the width of the encoder states that it may attend to."""
+    ids = "i64[batch seq]"
     inputs = {
-        "input_ids": "i64[batch seq]",
+        "input_ids": ids,
         "attention_mask": "i64[batch keys]",
-        "token_type_ids": "i64[batch seq]",
-        "position_ids": "i64[batch seq]",
+        "token_type_ids": ids,
+        "position_ids": ids,
+        "inputs_embeds": f"f32[batch seq {n}]",
     }
-    if not token_types:
-        del inputs["token_type_ids"]
-    inputs["inputs_embeds"] = f"f32[batch seq {n}]"
     if memory is not None:
         inputs |= {"encoder_hidden_states": f"f32[batch memory {memory}]", "encoder_attention_mask": "i64[batch memory]"}
     return inputs
@@ -36,6 +35,11 @@ def text_inputs(n: int, *, token_types: bool = True, memory: int | None = None) 
 def rest(outputs: Outputs) -> Outputs:
     """What a head passes on from its body: lists of hidden states and attention weights, and an encoder's last state."""
     return {k: v for k, v in outputs.items() if isinstance(v, list) or k == "encoder_last_hidden_state"}
+
+
+def scored(out: Outputs, logits: Value, labels: Value | None, loss: Callable[[Value, Value], Value] = ops.cross_entropy) -> Outputs:
+    """What a head returns: its logits, their loss where labels are given, and the rest of its body's outputs."""
+    return {"loss": None if labels is None else loss(logits, labels), "logits": logits, **rest(out)}
 
 
 def problem_of(config: Config) -> str:
@@ -111,8 +115,7 @@ class LanguageModel(Layer):
         out = self.body(**inputs)
         x = out["last_hidden_state"]
         logits = self.vocabulary(x if self.transform is None else self.transform(x))
-        loss = None if labels is None else (causal_loss if self.causal else ops.cross_entropy)(logits, labels)
-        return {"loss": loss, "logits": logits, **rest(out)}
+        return scored(out, logits, labels, causal_loss if self.causal else ops.cross_entropy)
 
 
 def pooled(outputs: Outputs, inputs: Any) -> Value:
@@ -139,15 +142,16 @@ class ClassificationHead(Layer):
 class PreTraining(Layer):
     """Masked words, and a decision `names` about the two sentences: its label and its logits."""
 
-    def __init__(self, body: Layer, transform: Layer, vocabulary: Layer, decide: Layer, names: Sequence[str] = NEXT):
+    def __init__(self, body: Layer, transform: Layer, vocabulary: Layer, decide: Layer, names: Sequence[str] = NEXT, dropout: float = 0.0):
         self.body, self.transform, self.vocabulary, self.next, self.names = body, transform, vocabulary, decide, names
+        self.dropout = Dropout(dropout)
 
     def forward(self, labels: Value | None = None, **inputs: Value | None) -> Outputs:
         """-> prediction_logits [batch seq words], the decision's logits [batch 2], loss where both labels are given."""
         label, logits = self.names
         decided = inputs.pop(label, None)
         out = self.body(**inputs)
-        words, decision = self.vocabulary(self.transform(out["last_hidden_state"])), self.next(out["pooler_output"])
+        words, decision = self.vocabulary(self.transform(out["last_hidden_state"])), self.next(self.dropout(out["pooler_output"]))
         given = labels is not None and decided is not None
         loss = ops.cross_entropy(words, labels) + ops.cross_entropy(decision, decided) if given else None
         return {"loss": loss, "prediction_logits": words, logits: decision, **rest(out)}
@@ -162,8 +166,7 @@ class NextSentence(Layer):
     def forward(self, labels: Value | None = None, **inputs: Value | None) -> Outputs:
         """-> logits [batch 2]: class 0 is that it follows."""
         out = self.body(**inputs)
-        logits = self.next(out["pooler_output"])
-        return {"loss": None if labels is None else ops.cross_entropy(logits, labels), "logits": logits, **rest(out)}
+        return scored(out, self.next(out["pooler_output"]), labels)
 
 
 class SequenceClassifier(Layer):
@@ -177,8 +180,7 @@ class SequenceClassifier(Layer):
         """-> logits [batch labels], loss where labels are given."""
         out = self.body(**inputs)
         logits = self.classifier(self.dropout(self.pool(out, inputs)))
-        loss = None if labels is None else classification_loss(logits, labels, self.config)
-        return {"loss": loss, "logits": logits, **rest(out)}
+        return scored(out, logits, labels, lambda logits, labels: classification_loss(logits, labels, self.config))
 
 
 class TokenClassifier(Layer):
@@ -190,8 +192,7 @@ class TokenClassifier(Layer):
     def forward(self, labels: Value | None = None, **inputs: Value | None) -> Outputs:
         """-> logits [batch seq labels], loss where labels are given (-100 is ignored)."""
         out = self.body(**inputs)
-        logits = self.classifier(self.dropout(out["last_hidden_state"]))
-        return {"loss": None if labels is None else ops.cross_entropy(logits, labels), "logits": logits, **rest(out)}
+        return scored(out, self.classifier(self.dropout(out["last_hidden_state"])), labels)
 
 
 class SpanClassifier(Layer):
@@ -230,7 +231,7 @@ class MultipleChoice(Layer):
         flat = {k: None if x is None else ops.view(x, (x.shape[0] * x.shape[1], *x.shape[2:])) for k, x in inputs.items()}
         out = self.body(**flat)
         logits = ops.view(self.classifier(self.dropout(self.pool(out, flat))), first.shape[:2])
-        return {"loss": None if labels is None else ops.cross_entropy(logits, labels), "logits": logits, **rest(out)}
+        return scored(out, logits, labels)
 
 
 def with_choices(inputs: dict[str, str]) -> dict[str, str]:

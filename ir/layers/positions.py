@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from .. import ops
-from ..graph import Value, current
+from ..graph import Param, Value, current
 from ..layer import Layer
 from ..sizes import Size
 from .attention import Attention
@@ -28,6 +28,15 @@ def bucket(distance: int, buckets: int, most: int, both: bool) -> int:
         return offset + distance
     share = np.log(np.float32(distance) / np.float32(exact)) / np.float32(math.log(most / exact))
     return offset + min(exact + int(share * np.float32(buckets - exact)), buckets - 1)
+
+
+class Sinusoids(Embedding):
+    """Fixed vectors of places: sine and cosine by turns, of wavelengths from 2 pi to 20000 pi (https://arxiv.org/abs/1706.03762)."""
+
+    def __init__(self, rows: int, n: int):
+        super().__init__(rows, n)
+        angles = np.arange(rows)[:, None] / 10000 ** (np.arange(n) // 2 * 2 / n)
+        self.weight = Param(rows, n, init=np.where(np.arange(n) % 2, np.cos(angles), np.sin(angles)), trainable=False)
 
 
 class RelativeBias(Layer):

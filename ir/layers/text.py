@@ -11,10 +11,10 @@ from ..card import Head, inputs_of
 from ..config import Config, choice
 from ..errors import ConfigError
 from ..graph import Value, current
-from ..layer import Layer, collecting
+from ..layer import Layer
 from ..sizes import Size
 from . import heads
-from .attention import Attention, Block, PostNorm, key_mask, run_blocks
+from .attention import Attention, Block, PostNorm, encode, key_mask
 from .basic import ACTIVATIONS, Dropout, Embedding, LayerNorm, Linear, Mlp
 from .positions import RelativeAttention
 
@@ -37,9 +37,10 @@ class TextConfig(Config):
     pad_token_id: int | None = 0
     classifier_dropout: float | None = None
 
-    def check(self, where: str) -> None:
-        """Heads share the width."""
-        self.divides(where, "num_attention_heads", "hidden_size")
+    @property
+    def embedding_width(self) -> int:
+        """The width of an embedding, which some families have smaller than that of a state."""
+        return getattr(self, "embedding_size", None) or self.hidden_size
 
     @property
     def head_dropout(self) -> float:
@@ -72,19 +73,19 @@ class TextEmbeddings(Layer):
     """Words, segments where there are kinds of them, and (where they are absolute) positions, normalised."""
 
     def __init__(self, c: Any, n: int | None = None, *, norm: bool = True):
-        n = n or c.hidden_size
+        n = n or getattr(c, "embedding_width", c.hidden_size)
         self.words = Embedding(c.vocab_size, n, c.pad_token_id)
         self.segments = Embedding(c.type_vocab_size, n) if c.type_vocab_size else None
         self.positions = self.position_table(c, n)
         self.norm, self.dropout = LayerNorm(n, c.layer_norm_eps) if norm else None, Dropout(c.hidden_dropout_prob)
         self.absolute, self.most, self.pad = (
-            getattr(c, "position_embedding_type", "absolute") == "absolute",
+            self.positions is not None and getattr(c, "position_embedding_type", "absolute") == "absolute",
             c.max_position_embeddings,
             c.pad_token_id,
         )
 
-    def position_table(self, c: Any, n: int) -> Layer:
-        """What turns places into vectors."""
+    def position_table(self, c: Any, n: int) -> Layer | None:
+        """What turns places into vectors; None where embeddings know nothing of places."""
         return Embedding(c.max_position_embeddings, n)
 
     def places(self, input_ids: Value | None, length: Size) -> Value:
@@ -123,12 +124,19 @@ class TextEncoder(Layer):
 
     embedding: ClassVar[Callable[..., Layer]] = TextEmbeddings
     kind: ClassVar[Callable[..., Layer]] = PostNorm
+    distances: ClassVar[Callable[..., Attention]] = RelativeAttention
 
     def __init__(self, c: Any, pool: bool = True):
         self.embeddings = self.embedding(c)
-        self.blocks = [self.block(c) for _ in range(c.num_hidden_layers)]
+        self.project = self.projection(c)
+        self.blocks = self.stack(c)
         self.norm = self.last_norm(c)
         self.pooler = self.pooling(c) if pool else None
+
+    def projection(self, c: Any) -> Layer | None:
+        """What makes states of embeddings that are of another width."""
+        width = getattr(c, "embedding_width", c.hidden_size)
+        return None if width == c.hidden_size else Linear(width, c.hidden_size)
 
     def attention(self, c: Any, **options: Any) -> Attention:
         """Attention of a block, with distances where the configuration says so."""
@@ -137,7 +145,7 @@ class TextEncoder(Layer):
         if kind == "absolute":
             return Attention(c.hidden_size, c.num_attention_heads, **options)
         positions, keys = c.max_position_embeddings, kind == "relative_key_query"
-        return RelativeAttention(c.hidden_size, c.num_attention_heads, positions=positions, keys=keys, **options)
+        return self.distances(c.hidden_size, c.num_attention_heads, positions=positions, keys=keys, **options)
 
     def cross(self, c: Any) -> Attention:
         """Attention to an encoder."""
@@ -153,6 +161,10 @@ class TextEncoder(Layer):
         attention = self.attention(c, causal=getattr(c, "is_decoder", False))
         return Block(self.kind, lambda: LayerNorm(c.hidden_size, c.layer_norm_eps), attention, self.mlp(c), cross)
 
+    def stack(self, c: Any) -> list[Layer]:
+        """The blocks, in the order in which they run."""
+        return [self.block(c) for _ in range(c.num_hidden_layers)]
+
     def last_norm(self, c: Any) -> Layer | None:
         """What normalises the last state: nothing here."""
         return None
@@ -161,22 +173,25 @@ class TextEncoder(Layer):
         """What makes one vector of the last state."""
         return heads.Pooler(c.hidden_size)
 
+    def score_bias(self, x: Value) -> Value | None:
+        """What is added to the attention scores of all blocks: nothing here."""
+        return None
+
     def forward(self, attention_mask=None, encoder_hidden_states=None, encoder_attention_mask=None, **words) -> heads.Outputs:
         """-> last_hidden_state [batch seq n], pooler_output [batch n]."""
         x = self.embeddings(**words)
-        with collecting() as seen:
-            x, states = run_blocks(self.blocks, x, key_mask(attention_mask), None, encoder_hidden_states, key_mask(encoder_attention_mask))
-        if self.norm is not None:
-            x = self.norm(x)
-            states = [*states[:-1], x]
-        return {"last_hidden_state": x, "pooler_output": self.pooler and self.pooler(x), "hidden_states": states, **seen}
+        x = x if self.project is None else self.project(x)
+        memory = encoder_hidden_states, key_mask(encoder_attention_mask)
+        x, seen = encode(self.blocks, x, key_mask(attention_mask), self.score_bias(x), *memory, norm=self.norm)
+        return {"last_hidden_state": x, "pooler_output": self.pooler and self.pooler(x), **seen}
 
 
 def word_scores(c: Any, body: Any) -> dict[str, Layer]:
     """BERT's language model: a transform, and scores by the embedding's own weight unless it is not tied."""
-    transform = heads.Transform(c.hidden_size, c.hidden_size, ACTIVATIONS[c.hidden_act], c.layer_norm_eps)
+    width = getattr(c, "embedding_width", c.hidden_size)
+    transform = heads.Transform(c.hidden_size, width, ACTIVATIONS[c.hidden_act], c.layer_norm_eps)
     tied = body.embeddings.words if c.tie_word_embeddings else None
-    return {"transform": transform, "vocabulary": heads.Vocabulary(c.hidden_size, c.vocab_size, tied, bias=True)}
+    return {"transform": transform, "vocabulary": heads.Vocabulary(width, c.vocab_size, tied, bias=True)}
 
 
 def first_state_head(c: Any) -> heads.ClassificationHead:
@@ -186,24 +201,24 @@ def first_state_head(c: Any) -> heads.ClassificationHead:
 
 def encoder_inputs(c: Any) -> dict[str, str]:
     """The inputs of a text encoder, with those of an encoder that it attends to."""
-    return heads.text_inputs(c.hidden_size, memory=c.hidden_size if getattr(c, "add_cross_attention", False) else None)
+    return heads.text_inputs(getattr(c, "embedding_width", c.hidden_size), memory=c.hidden_size if getattr(c, "add_cross_attention", False) else None)
 
 
-def text_head(build: Callable[[Any], Layer], prefix: str, inputs: Any = encoder_inputs, usual=("input_ids", "attention_mask"), **labels) -> Head:
+def inputs_without(*names: str) -> Callable[[Any], dict[str, str]]:
+    """`encoder_inputs` less some."""
+    return lambda c: {k: t for k, t in encoder_inputs(c).items() if k not in names}
+
+
+USUAL = ("input_ids", "attention_mask")
+
+
+def text_head(build: Callable[[Any], Layer], prefix: str, inputs: Any = encoder_inputs, usual=USUAL, **labels: Any) -> Head:
     """A head over text whose body lies under `prefix`; `labels` are the types of further inputs, which may depend on the configuration."""
     return Head(build, inputs_of(inputs, **labels), usual, prefix)
 
 
 def text_heads(
-    family: str,
-    body: Callable[..., Any],
-    prefix: str,
-    *,
-    inputs: Any = encoder_inputs,
-    usual: tuple[str, ...] = ("input_ids", "attention_mask"),
-    words: Callable[[Any, Any], dict[str, Layer]] = word_scores,
-    causal: str = "",
-    classifier: Callable[[Any], Layer] | None = None,
+    family: str, body: Any, prefix: str, *, inputs: Any = encoder_inputs, usual=USUAL, words: Any = word_scores, causal="", classifier: Any = None
 ) -> dict[str, Head]:
     """The heads that nearly every encoder has, by the reference's class names, which begin with `family`.
 
@@ -211,35 +226,43 @@ def text_heads(
     `classifier(c)` decides from the first state; without it a linear layer does, from the pooled one.
     """
 
-    def head(build: Callable[[Any], Layer], prefix: str = prefix, inputs: Any = inputs, **labels: Any) -> Head:
-        return text_head(build, prefix, inputs, usual, **labels)
-
-    def language_model(c: Any, causal: bool) -> Layer:
+    def language_model(c: Any, causal: bool = False) -> Layer:
         encoder = body(c, pool=False)
         return heads.LanguageModel(encoder, **words(c, encoder), causal=causal)
 
-    def sequence_classifier(c: Any) -> Layer:
+    def decide(c: Any) -> Layer:
         if classifier is None:
             return heads.SequenceClassifier(body(c), Linear(c.hidden_size, c.labels), c, c.head_dropout)
         return heads.SequenceClassifier(body(c, pool=False), classifier(c), c, c.head_dropout, heads.first_state)
 
+    choose = lambda c: heads.MultipleChoice(body(c), Linear(c.hidden_size, 1), c.head_dropout)
+    mark = lambda c: heads.TokenClassifier(body(c, pool=False), c.hidden_size, c.labels, c.head_dropout)
+    find = lambda c: heads.SpanClassifier(body(c, pool=False), c.hidden_size, c.labels)
     place, places = "i64[batch]", "i64[batch seq]"
+    found = {
+        "Model": text_head(body, "", inputs, usual),
+        "ForMaskedLM": text_head(language_model, prefix, inputs, usual, labels=places),
+        "ForSequenceClassification": text_head(decide, prefix, inputs, usual, labels=heads.label_type),
+        "ForMultipleChoice": text_head(choose, prefix, lambda c: heads.with_choices(inputs(c)), usual, labels=place),
+        "ForTokenClassification": text_head(mark, prefix, inputs, usual, labels=places),
+        "ForQuestionAnswering": text_head(find, prefix, inputs, usual, start_positions=place, end_positions=place),
+    }
+    named = {family + name: head for name, head in found.items()}
+    return named | ({causal: text_head(lambda c: language_model(c, causal=True), prefix, inputs, usual, labels=places)} if causal else {})
+
+
+def pair_heads(family: str, body: Any, prefix: str, *, inputs: Any = encoder_inputs, usual: Any = USUAL, words: Any = word_scores) -> dict[str, Head]:
+    """BERT's heads over pairs of sentences: pre-training on words and on whether the second one follows, and that decision alone."""
+
+    def pretrain(c: Any) -> Layer:
+        encoder = body(c)
+        return heads.PreTraining(encoder, **words(c, encoder), decide=Linear(c.hidden_size, 2))
+
+    labels = {"labels": "i64[batch seq]", "next_sentence_label": "i64[batch]"}
+    follow = lambda c: heads.NextSentence(body(c), c.hidden_size)
     return {
-        f"{family}Model": head(body, prefix=""),
-        f"{family}ForMaskedLM": head(lambda c: language_model(c, causal=False), labels=places),
-        **({causal: head(lambda c: language_model(c, causal=True), labels=places)} if causal else {}),
-        f"{family}ForSequenceClassification": head(sequence_classifier, labels=heads.label_type),
-        f"{family}ForMultipleChoice": head(
-            lambda c: heads.MultipleChoice(body(c), Linear(c.hidden_size, 1), c.head_dropout),
-            inputs=lambda c: heads.with_choices(inputs(c)),
-            labels=place,
-        ),
-        f"{family}ForTokenClassification": head(
-            lambda c: heads.TokenClassifier(body(c, pool=False), c.hidden_size, c.labels, c.head_dropout), labels=places
-        ),
-        f"{family}ForQuestionAnswering": head(
-            lambda c: heads.SpanClassifier(body(c, pool=False), c.hidden_size, c.labels), start_positions=place, end_positions=place
-        ),
+        f"{family}ForPreTraining": text_head(pretrain, prefix, inputs, usual, **labels),
+        f"{family}ForNextSentencePrediction": text_head(follow, prefix, inputs, usual, labels="i64[batch]"),
     }
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from .. import ops
+from ..config import Config
 from ..errors import ConfigError, nearest
 from ..graph import Value
 from ..layer import Layer
 from ..sizes import Size
-from .basic import Conv
+from .basic import Conv, Linear
+from .heads import SequenceClassifier, pooled
 
 
 def pair(size: int | Sequence[int]) -> tuple[int, int]:
@@ -23,6 +26,11 @@ class Identity(Layer):
     def forward(self, x: Value) -> Value:
         """x."""
         return x
+
+
+def image_classifier(body: Layer, n: int, config: Config, pool: Any = pooled) -> SequenceClassifier:
+    """A classifier of images by a state [batch n]; without labels it gives that state."""
+    return SequenceClassifier(body, Linear(n, config.labels) if config.labels else Identity(), config, pool=pool)
 
 
 class Patches(Layer):

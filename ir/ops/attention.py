@@ -8,11 +8,9 @@ from ..op import op
 from ..signature import Signature, broadcast, expects
 from ..sizes import Size
 from .elementwise import and_, cast, less_equal, negative, where
-from .leaves import dropout as drop
-from .leaves import iota
+from .leaves import dropout as drop, iota
 from .linear import matmul
-from .reduce import any as any_
-from .reduce import softmax
+from .reduce import any as any_, softmax
 from .shape import concat, repeat, same_dtype, slice_, transpose, view
 
 LOWEST = -3.4028234663852886e38  # the least finite float32: a masked score, so that a row without any key stays finite

@@ -7,8 +7,7 @@ import numpy as np
 from ..op import Op, op
 from ..signature import expects
 from ..types import KINDS, Type
-from .elementwise import cast as _cast
-from .elementwise import exp, log, not_
+from .elementwise import cast as _cast, exp, log, not_
 
 
 def _axes(x, axis):
