@@ -82,6 +82,10 @@ class Attention(Layer):
         """What is added to the scaled scores because of where queries and keys stand; nothing here."""
         return None
 
+    def mix(self, q: Value, k: Value, v: Value, mask: Value | None, bias: Value | None, kind: str) -> Value:
+        """The values that each query sees, weighted: [batch heads rows head]."""
+        return attend(q, k, v, mask, bias, scale=self.scale, causal=self.causal, dropout=self.dropout, kind=kind)
+
     def forward(self, x: Value, mask: Value | None = None, bias: Value | None = None, memory: Value | None = None) -> Value:
         """x [batch seq n], mask bool[batch|1 1 rows|1 keys], bias [batch|1 heads rows keys], memory [batch keys n] -> [batch seq n]."""
         if memory is None:
@@ -93,8 +97,7 @@ class Attention(Layer):
         own = self.scores(q, k)
         bias = own if bias is None else bias if own is None else bias + own
         kind = "attentions" if memory is None else "cross_attentions"
-        y = attend(q, k, v, mask, bias, scale=self.scale, causal=self.causal, dropout=self.dropout, kind=kind)
-        return self.out_dropout(self.out(heads_last(y)))
+        return self.out_dropout(self.out(heads_last(self.mix(q, k, v, mask, bias, kind))))
 
 
 class FusedAttention(Attention):
