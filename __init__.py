@@ -21,6 +21,7 @@ _HOMES = {
     "compile": "runtime.targets",
     "open": "runtime.targets",
     "generator": "runtime.generation",
+    "pipeline": "pipelines",
     "verify": "runtime.verify",
     "from_torch": "model",
     "from_jax": "model",

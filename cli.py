@@ -53,11 +53,11 @@ NEW = Annotated[
 DEVICE = Annotated[str, typer.Option(metavar="NAME", help="cpu, cuda, tpu; tensorrt for onnxruntime; with a number where there are several: cuda:1.")]
 
 
-def _load(model: str, head: str | None, progress: Callable[[str], None] = lambda text: None) -> Any:
+def _load(model: str, head: str | None, progress: Callable[[str], None] = lambda text: None, **options: Any) -> Any:
     from .model import load
 
     progress(f"reading {model}")
-    return load(model, head)
+    return load(model, head, **options)
 
 
 def _version(wanted: bool) -> None:
@@ -232,8 +232,10 @@ def run(
         list[str] | None,
         typer.Option(metavar="TEXT", help="What goes with each text: a question's context, a second sentence, the choices of one text."),
     ] = None,
+    label: Annotated[list[str] | None, typer.Option(metavar="TEXT", help="A candidate label (zero-shot tasks); repeat for several.")] = None,
     image: Annotated[list[Path] | None, typer.Option(metavar="FILE", help="An image file; repeat for several.")] = None,
     audio: Annotated[list[Path] | None, typer.Option(metavar="FILE", help="A WAV file; repeat for several.")] = None,
+    task: Annotated[str | None, typer.Option(metavar="NAME", help="A pipeline's task (fill-mask, ner, ...); default: the head's.")] = None,
     on: Annotated[
         str | None, typer.Option(metavar="TARGET", callback=one_of(TARGETS), help=f"{ON}; default: what the folder was exported for.")
     ] = None,
@@ -245,19 +247,20 @@ def run(
 
     \b
     Examples:
-      interlingua run ./bert-base --head masked-lm --text 'The capital of France is [MASK].'
+      interlingua run ./bert-base --task fill-mask --text 'The capital of France is [MASK].'
       interlingua run ./minilm --text @sentences.txt
       interlingua run ./squad --text 'Who wrote it?' --pair 'It was written by Ada.'
-      interlingua run ./clip --image cat.jpg --text 'a cat' --text 'a dog'
+      interlingua run ./mnli --task zero-shot-classification --text 'How dull!' --label praise --label complaint
+      interlingua run ./clip --image cat.jpg --label 'a cat' --label 'a dog'
       interlingua run ./wav2vec2 --audio speech.wav --on torch
     """
-    from .runtime.answering import run_raw
+    from .runtime.answering import answer_table
 
-    raw = {"text": texts(text, "--text"), "pair": texts(pair, "--pair"), "image": image or None, "audio": audio or None}
+    raw = {"text": texts(text, "--text"), "pair": texts(pair, "--pair"), "label": label or None, "image": image or None, "audio": audio or None}
     with steps() as progress:
-        ran = run_raw(model, _load, on, head=head, device=device, top_k=top_k, progress=progress, **raw)
-    typer.echo(str(ran.answer))
-    for note in ran.notes:
+        table, notes = answer_table(task, model, _load, on, head=head, device=device, top_k=top_k, progress=progress, **raw)
+    typer.echo(str(table))
+    for note in notes:
         typer.echo(f"note: {note}", err=True)
 
 

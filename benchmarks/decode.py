@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
+import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -71,6 +75,26 @@ def rivals(model: str, new: int, threads: int) -> dict[str, Callable[[np.ndarray
     return found
 
 
+def weights_of_a_step(model: Any) -> int:
+    """The bytes of weights that one step reads: those of the graph that decodes, without tables of which it takes single rows."""
+    graph = model.card.heads[model.head].parts[-1].graph(model)
+    read = {v for node in graph.nodes if node.op.name not in ("take", "embedding") for v in node.inputs}
+    return sum(4 * math.prod(p.shape) for p in graph.params() if p in read)  # float32
+
+
+def memory_speed(threads: int, megabytes: int = 512) -> float:
+    """Bytes a second that so many threads read together from memory: the best of ten dot products of vectors far larger than any cache."""
+    parts = np.ones((threads, 2, megabytes * 125_000 // threads), np.float32)
+
+    def read() -> float:
+        start = time.perf_counter()
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(lambda part: float(part[0] @ part[1]), parts))
+        return parts.nbytes / (time.perf_counter() - start)
+
+    return max(read() for _ in range(10))
+
+
 def measure(seconds: float = 40, threads: int = 0, prompt: int = 64, new: int = 64) -> Table:
     """A row for each model: our tokens a second, each rival's, and ours as a multiple of them."""
     import interlingua as il
@@ -79,18 +103,24 @@ def measure(seconds: float = 40, threads: int = 0, prompt: int = 64, new: int = 
     table = Table(
         f"Greedy generation, {prompt} + {new} tokens, batch 1 (CPU)", ["model", "interlingua", *(c for k in columns for c in (k, "interlingua / it"))]
     )
-    for model in TASKS:
-        ids = np.random.default_rng(0).integers(5, 30000, (1, prompt))
-        own = partial(il.generator(il.load(checkpoint(model)), threads=threads).generate, max_new_tokens=new, eos_token_id=None)
-        calls = {"interlingua": own, **rivals(model, new, threads)}
-        first = {name: call(ids) for name, call in calls.items()}
-        for name, made in first.items():
+    roof = memory_speed(threads or os.cpu_count() or 1)
+    for name in TASKS:
+        ids, model = np.random.default_rng(0).integers(5, 30000, (1, prompt)), il.load(checkpoint(name))
+        own = partial(il.generator(model, threads=threads).generate, max_new_tokens=new, eos_token_id=None)
+        calls = {"interlingua": own, **rivals(name, new, threads)}
+        first = {side: call(ids) for side, call in calls.items()}
+        for side, made in first.items():
             if not np.array_equal(made, first["interlingua"]):
-                table.notes.append(f"{model}: {name} gives other tokens than ours")
-        speed = {name: new / median(times) for name, times in in_turns({k: partial(c, ids) for k, c in calls.items()}, seconds).items()}
+                table.notes.append(f"{name}: {side} gives other tokens than ours")
+        speed = {side: new / median(times) for side, times in in_turns({k: partial(c, ids) for k, c in calls.items()}, seconds).items()}
+        bytes_read = weights_of_a_step(model)
+        table.notes.append(
+            f"{name}: a step reads {bytes_read / 1e6:.0f} MB of weights, so that ours reads {speed['interlingua'] * bytes_read / 1e9:.0f} GB/s; "
+            f"memory gives {roof / 1e9:.0f} GB/s here, which is {roof / bytes_read:.0f} tokens a second at most"
+        )
         cells = [f"{speed[k]:.1f}" if k in speed else "" for k in columns]
         ratios = [f"{speed['interlingua'] / speed[k]:.2f}" if k in speed else "" for k in columns]
-        table.rows.append([model, f"{speed['interlingua']:.1f}", *(x for pair in zip(cells, ratios, strict=True) for x in pair)])
+        table.rows.append([name, f"{speed['interlingua']:.1f}", *(x for pair in zip(cells, ratios, strict=True) for x in pair)])
     table.notes.append(
         "Tokens a second with the prompt's time in it: medians of whole calls in turns. All give the same tokens unless said otherwise."
     )

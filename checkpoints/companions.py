@@ -12,11 +12,11 @@ from .files import read_json
 
 COMPANIONS = (
     "tokenizer*.json",
-    "tokenizer.model",
+    "*.model",
     "vocab.*",
+    "entity_vocab.json",
     "merges.txt",
-    "spiece.model",
-    "*sentencepiece*.model",
+    "bpe.codes",
     "special_tokens_map.json",
     "added_tokens.json",
     "preprocessor_config.json",

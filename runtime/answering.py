@@ -1,178 +1,192 @@
-"""From raw text, images or sound to a readable answer, with a checkpoint or an exported folder."""
+"""Making a pipeline: which head a task needs, and whether an exported graph or the checkpoint runs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from ..checkpoints import resolve
+from ..checkpoints import resolve, sentence_modules
 from ..checkpoints.files import read_json
 from ..exporters.artifact import MANIFEST, GraphFile, read_manifest
-from ..ir.card import TASKS
+from ..ir.card import TASKS as HEADS
 from ..ir.definition import Definition
-from ..ir.errors import InputError, UsageError
-from ..ir.sizes import bind
-from ..ir.types import NUMPY_DTYPES
+from ..ir.errors import CheckpointError, InputError, UsageError
 from ..models import choose_head, find
-from .processing import Answer, Inputs, answer, processor_for
-from .session import Session
-from .targets import compile, open
+from .generating.in_graph import SEQUENCES
+from .generation import generator, generator_for
+from .pipeline import Pipeline
+from .processing.answers import Answer
+from .processing.processor import processor_for
+from .processing.tasks import TASKS, ending, task_name, task_of
+from .sources import FORMATS, Compiled, Opened, Source, exported
+from .targets import open
+from .writing import Writing, Written
 
-Arrays = Mapping[str, np.ndarray]
+Load = Callable[..., Definition]  # (folder, head), and init_missing
+FEATURES = ("feature-extraction", "image-feature-extraction", "sentence-similarity")
 Progress = Callable[[str], None]
-Load = Callable[[str, str | None], Definition]
-
-FORMATS = {"onnxruntime": "onnx", "xla": "stablehlo", "tensorflow": "saved_model"}  # what an export writes for a target
-CHAIN = ("encoder_model", "decoder_model")  # the second reads what the first makes
-PLACES = "position_ids"
-PLAIN = {"attention_mask": 1, "token_type_ids": 0}  # filled with this, an input says what leaving it out says
-_KINDS = {"input_ids": "text", "pixel_values": "image", "input_values": "audio"}
-_NEXT_TOKEN = "these are the likeliest tokens at the next place: one step, as a single run of the model gives it"
 
 
-@dataclass(frozen=True)
-class Ran:
-    """One run on raw input: the answer, the head and the target that gave it, and `notes` on what was done to the input and what the answer is."""
-
-    answer: Answer
-    head: str
-    target: str
-    notes: list[str]
-
-
-def run_raw(
-    place: str,
+def make(
+    task: str | None,
+    place: Any,
     load: Load,
     on: str | None = None,
     *,
     head: str | None = None,
     device: str = "cpu",
-    top_k: int = 5,
+    batch_size: int | None = None,
+    session: Mapping[str, Any] | None = None,
     progress: Progress = lambda text: None,
-    **raw: Any,
-) -> Ran:
-    """The readable answer of a model for `text`, `pair`, `image` or `audio`.
-
-    `place` is a checkpoint's folder or hub id, or a folder that an export wrote; `on` is by default what that was exported for, else onnxruntime.
-    Graphs that the folder has for the target and `head` are run without model code; where it has none, the model that `load(folder, head)` gives
-    is compiled. For a head that chooses, `pair` holds the continuations of one text. Errors: InputError for inputs that the model does not take,
-    UsageError for a folder that cannot be run, and those of loading and running.
-    """
-    folder = Path(resolve(place))
-    config = read_json(folder / "config.json", "the configuration of the model")
-    processor = processor_for(folder, config)
-    if head in TASKS:
-        head = choose_head(find(config, str(folder / "config.json")), config, head)[0]
+    **options: Any,
+) -> Pipeline:
+    """See `interlingua.pipeline`. `load(folder, head)` reads a checkpoint; without a task the head's is taken, by default that of config.json."""
+    name = None if task is None else task_name(task)
     progress(f"reading {place}")
-    on, graphs = _exported(folder, on, head)
-    source = _Artifact(folder, graphs, device) if graphs else _Checkpoint(load(str(folder), head), on, device)
-    inputs = processor.inputs(**_arguments(raw, source.takes), **(source.habits if raw.get("text") else {}))
-    _complete(inputs, source.name, source.usual, config)
-    progress(f"running {source.name} on {on}")
-    found = answer(source.name, config, inputs, source.run(_taken(inputs, source)), processor, top_k)
-    notes = [_NEXT_TOKEN] if found.task in ("causal-lm", "conditional-generation") else []
-    return Ran(found, source.name, on, inputs.notes + notes)
+    choice = _Choice(place, load, on, head, device, session or {})
+    if name is None:
+        name = choice.own_task()
+    progress(f"preparing {name}")
+    if TASKS[name].generates:
+        return Writing(name, task or name, choice.writer(name), batch_size, options)
+    processor = processor_for(choice.folder, choice.config)
+    return Pipeline(name, choice.source(name), processor, batch_size, options)
 
 
-class _Checkpoint:
-    """A model that is compiled for the inputs that come."""
+# ---- for people ---------------------------------------------------------------------------------
 
-    def __init__(self, model: Definition, on: str, device: str):
-        self.model, self.on, self.device = model, on, device
-        self.name, self.takes, self.usual = model.name, model.inputs, model.usual
-        self.habits: dict[str, str] = {}
-
-    def run(self, inputs: Arrays) -> Arrays:
-        return compile(self.model, self.on, device=self.device, inputs=list(inputs))(**inputs)
+_SAID = {"question": "text", "source_sentence": "text", "context": "pair", "text_pair": "pair", "choices": "pair", "sentences": "pair"}
+_SAID["candidate_labels"] = "label"
+# what a table shows beside what a program gets: all outputs, and text that is the same each time
+_SHOWN = {"truncation": True, "output": "*", "return_tensors": True}
+_WRITTEN = {"do_sample": False}
 
 
-class _Artifact:
-    """Exported graphs, each of which reads the inputs and what those before it made."""
-
-    def __init__(self, folder: Path, graphs: Sequence[GraphFile], device: str):
-        self.folder, self.graphs, self.device = folder, graphs, device
-        self.name = graphs[-1].head or graphs[-1].model
-        inputs = {k: type for g in reversed(graphs) for k, type in g.inputs.items()}
-        self.takes, self.usual = {**{k: "" for g in graphs for k in g.ignored}, **inputs}, tuple(inputs)
-        self.habits = {"padding_side": "left"} if PLACES in inputs and "past_key_values.0.key" in inputs else {}  # the last position alone is given
-
-    def run(self, inputs: Arrays) -> Arrays:
-        known, made = dict(inputs), {}
-        for graph in self.graphs:
-            place = self.folder if graph.target == "saved_model" else self.folder / graph.file
-            session = open(place, target=graph.target, device=self.device)
-            past = {k: _no_past(k, session, inputs) for k in session.inputs if k.startswith("past_key_values.") and k not in known}
-            made = session(**{k: x for k, x in {**known, **past}.items() if k in session.inputs})
-            known |= {k.replace("present.", "past_key_values.", 1): x for k, x in made.items()}
-        return made
+def answer_table(
+    task: str | None, place: str, load: Load, on: str | None, *, top_k: int, progress: Progress, head: str | None, device: str, **raw: Any
+) -> tuple[Answer, list[str]]:
+    """The answers as a table, and notes on what was done to the inputs: `raw` lists hold `text`, `pair`, `label`, `image` and `audio`."""
+    pipe = make(task, place, load, on, head=head, device=device, progress=progress)
+    wanted = _WRITTEN if TASKS[pipe.task].generates else {**_SHOWN, "top_k": top_k}
+    options = {k: x for k, x in wanted.items() if k in pipe.known_options()}
+    if pipe.task == "zero-shot-image-classification" and raw["label"] is None and raw["text"]:
+        raw, options["hypothesis_template"] = {**raw, "label": raw["text"], "text": None}, "{}"
+    samples = samples_of(pipe, {k: x for k, x in raw.items() if x is not None})
+    progress(f"running {pipe.name} on {pipe.target}")
+    found = pipe(samples, **options)
+    return Answer.of([found] if len(samples) == 1 and pipe.task in ("fill-mask", "question-answering") else found), pipe.notes
 
 
-def _no_past(name: str, session: Session, inputs: Arrays) -> np.ndarray:
-    """Keys or values of earlier calls before the first call: none."""
-    type = session.inputs[name]
-    return np.zeros(bind(type.shape, {"batch": len(next(iter(inputs.values()))), "past": 0}), NUMPY_DTYPES[type.dtype])
+def samples_of(pipe: Pipeline, given: Mapping[str, list[Any]]) -> list[dict[str, Any]]:
+    """Samples of lists that belong together; InputError where they do not fit the task."""
+    task = TASKS[pipe.task]
+    part_of = {_SAID.get(k, k): k for k in task.parts if k not in ("text", "image", "audio") or k in pipe.takes}
+    said = " and ".join(f"--{k}" for k in part_of)
+    if wrong := [k for k in given if k not in part_of]:
+        raise InputError(f"got --{' and --'.join(wrong)}, expected {said}: {pipe.name} does {pipe.task}")
+    shared = {part_of[k]: x for k, x in given.items() if part_of[k] in task.shared}
+    each = {part_of[k]: x for k, x in given.items() if part_of[k] not in task.shared}
+    if len({len(x) for x in each.values()}) != 1:
+        raise InputError(f"got {', '.join(f'{len(x)} of --{k}' for k, x in given.items()) or 'no input'}, expected {said}, one for each of the other")
+    return [{**shared, **dict(zip(each, values, strict=True))} for values in zip(*each.values(), strict=True)]
 
 
-def _exported(folder: Path, on: str | None, head: str | None) -> tuple[str, list[GraphFile]]:
-    """The target, and the graphs to run there in turn; none where the checkpoint itself is to be compiled."""
-    known = read_manifest(folder) if (folder / MANIFEST).exists() else []
-    fitting = [g for g in known if head in (None, g.head)]
-    on = on or next((target for target, kind in FORMATS.items() if any(g.target == kind for g in fitting)), "onnxruntime")
-    graphs = {Path(g.file).stem: g for g in fitting if g.target == FORMATS.get(on)}
-    if len(graphs) == 1 or "model" in graphs:
-        return on, [graphs.get("model") or next(iter(graphs.values()))]
-    if set(CHAIN) <= set(graphs):
-        return on, [graphs[stem] for stem in CHAIN]
-    if known and not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
-        have = ", ".join(f"{g.file} ({g.head} for {g.target})" for g in known)
-        wanted = f"one graph of {head or 'a head'} for {on}, or a checkpoint"
-        raise UsageError(f"{folder} has {have}, expected {wanted}\n  choose --on and --head to fit, or export the model anew")
-    return on, []
+# ---- what runs ----------------------------------------------------------------------------------
 
 
-def _arguments(raw: Mapping[str, Any], takes: Mapping[str, str]) -> dict[str, Any]:
-    """What the processor is called with: for a head that chooses, the pairs are the continuations of its one text."""
-    given = {k: v for k, v in raw.items() if v is not None}
-    if "[batch choices" not in takes.get("input_ids", ""):
-        return given
-    texts, choices = given.pop("text", []), given.pop("pair", [])
-    if len(texts) != 1 or len(choices) < 2:
-        raise InputError(
-            f"got {len(texts)} texts and {len(choices)} pairs, expected one text and the choices that may continue it as pairs\n"
-            "  pass --text '...' --pair '...' --pair '...'"
-        )
-    return {**given, "text": texts[0], "choices": choices}
+class _Choice:
+    """A checkpoint, an exported folder or a loaded model, and what was asked for of it."""
 
+    def __init__(self, place: Any, load: Load, on: str | None, head: str | None, device: str, session: Mapping[str, Any]):
+        self.load, self.on, self.device, self.session = load, on, device, session
+        self.model = place if isinstance(place, Definition) else None
+        if self.model is None:
+            self.folder = Path(resolve(str(place)))
+            self.config = read_json(self.folder / "config.json", "the configuration of the model")
+        elif folder := getattr(place, "folder", None):
+            self.folder, self.config = Path(folder), dict(getattr(place, "values", {}))
+        else:
+            told = f"{self.model.name} comes from no folder, expected one with the files of its tokenizer"
+            raise UsageError(f"{told}\n  save it beside them and name the folder")
+        self.head = choose_head(self._card(), self.config, head)[0] if head in HEADS else head
+        self.outputs: list[str] | None = None
 
-def _complete(inputs: Inputs, name: str, usual: Sequence[str], config: Mapping[str, Any]) -> None:
-    """Adds what raw input does not say and every run has; InputError where a kind of input that the model reads was not given."""
-    given = [kind for k, kind in _KINDS.items() if k in inputs]
-    if lacking := [kind for k, kind in _KINDS.items() if k in usual and k not in inputs]:
-        raise InputError(
-            f"{name} reads {' and '.join(given + lacking)}, got {' and '.join(given)} alone\n  pass --{lacking[0]} too, or choose another head"
-        )
-    if "decoder_input_ids" in usual:
-        start = config.get("decoder_start_token_id")
-        if start is None:
-            raise UsageError("config.json: decoder_start_token_id is missing, expected the id of the token that decoding starts with")
-        inputs["decoder_input_ids"] = np.full((len(next(iter(inputs.values()))), 1), start, np.int64)
-    if "decoder_attention_mask" in usual:
-        inputs["decoder_attention_mask"] = np.ones_like(inputs["decoder_input_ids"])
-    if PLACES in usual and PLACES not in inputs:
-        inputs[PLACES] = np.maximum(np.cumsum(inputs["attention_mask"], axis=-1) - 1, 0)
-    if "mc_token_ids" in usual:  # each choice is judged by its last token
-        mask = inputs["attention_mask"]
-        inputs["mc_token_ids"] = mask.shape[-1] - 1 - np.argmax(mask[..., ::-1], axis=-1)
+    def _card(self) -> Any:
+        return find(self.config, str(self.folder / "config.json"))
 
+    def own_task(self) -> str:
+        """The task of the head that was asked for, else of what was exported for the target, else of config.json's."""
+        heads = [g.head for g in self._graphs() if g.head] if self.model is None else [self.model.name]
+        self.head = self.head or (heads[0] if heads else choose_head(self._card(), self.config, None)[0])
+        return task_of(self.head, processor_for(self.folder, self.config).modalities)
 
-def _taken(inputs: Inputs, source: _Checkpoint | _Artifact) -> Arrays:
-    """The inputs without those that the source does not take and that say nothing; InputError for one that says something."""
-    for k, x in inputs.items():
-        if k not in source.takes and not (k in PLAIN and np.all(x == PLAIN[k])):
-            way_out = f"run them one at a time, or export it with --input {k}"
-            raise InputError(f"{source.name} takes no {k!r}, without which these inputs mean something else\n  {way_out}")
-    return {k: x for k, x in inputs.items() if k in source.takes}
+    def writer(self, name: str) -> Any:
+        """The generator of a head that generates."""
+        common = {"device": self.device, **self.session}
+        if self.model is not None:
+            return generator(self.model, self.on, **common)
+        graphs = self._graphs()
+        alone = next((g for g in graphs if SEQUENCES in g.outputs and self.head in (None, g.head)), None)
+        if alone is not None and len(graphs) == 1:
+            return Written(open(self.folder / alone.file, target=alone.target, **common), self.folder, self.config)
+        return generator_for(str(self.folder), self._loaded(name), self.on, head=self.head, **common)
+
+    def _graphs(self) -> list[GraphFile]:
+        """The exported graphs for the target."""
+        graphs = read_manifest(self.folder) if self.model is None and (self.folder / MANIFEST).exists() else []
+        return [g for g in graphs if g.target in (FORMATS.values() if self.on is None else [FORMATS.get(self.on)])]
+
+    def source(self, name: str) -> Source:
+        """What runs for a task."""
+        task = TASKS[name]
+        if self.model is None:
+            on, graph = exported(self.folder, self.on, lambda g: self._fits(g, name), self.head or f"a head for {name}")
+            if graph is not None:
+                return Opened(self.folder, graph, on, self.device, self.session)
+            if name == "sentence-similarity" and sentence_modules(self.folder) is None:
+                told = f"{self.folder} has no modules.json, which says how sentences are embedded, expected a sentence-transformers checkpoint"
+                raise UsageError(f"{told}\n  choose another one, or make vectors of your own with the task 'feature-extraction'")
+            self.model, self.on = self._loaded(name)(str(self.folder), self.head), on
+        if task.endings and name not in FEATURES and ending(self.model.name) not in task.endings:
+            raise UsageError(f"{self.model.name} does not fit the task {name!r}, expected a class that ends in {' or '.join(task.endings)}")
+        return Compiled(self.model, self.on or "onnxruntime", self.device, self.outputs, self.session)
+
+    def _fits(self, graph: GraphFile, name: str) -> bool:
+        task = TASKS[name]
+        if self.head is not None and graph.head != self.head:
+            return False
+        return ending(graph.head) in task.endings or task.output in graph.outputs or (name in FEATURES and self.head is not None)
+
+    def _loaded(self, name: str) -> Load:
+        """`load` with the head that the task needs, and an error that says so where the checkpoint lacks it."""
+
+        def load(folder: str, head: str | None) -> Definition:
+            wanted = head or self._head_for(name)
+            try:
+                return self.load(folder, wanted)
+            except CheckpointError as error:
+                missing = [line for line in str(error).splitlines() if line.strip().startswith("missing: ")]
+                if head or not missing:
+                    raise
+                if name in FEATURES:
+                    return self._body(folder, wanted, name)
+                saved = ", ".join(self.config.get("architectures") or []) or "a model without a head"
+                told = f"{folder} was saved as {saved}, expected a checkpoint that {wanted} fits, for the task {name!r}"
+                raise CheckpointError("\n".join([told, *missing])) from None
+
+        return load
+
+    def _body(self, folder: str, wanted: str, name: str) -> Definition:
+        """The body of a checkpoint of a head, complete but for what its own head does without (a pooler), which is then not among the outputs."""
+        own = choose_head(self._card(), self.config, None)[0]
+        self.load(folder, own)  # so that all that is missing is the difference of the two heads
+        self.outputs = [TASKS[name].output]
+        return self.load(folder, wanted, init_missing=True)
+
+    def _head_for(self, name: str) -> str:
+        """The head with which the checkpoint does a task: its own where that fits."""
+        card, task = self._card(), TASKS[name]
+        own = [h for h in self.config.get("architectures") or [] if h in card.heads and ending(h) in task.endings]
+        others = [h for e in task.endings for h in card.heads if ending(h) == e] if name not in FEATURES else []
+        return own[0] if own else others[0] if others else choose_head(card, self.config, task.head)[0]

@@ -15,12 +15,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cli_runs import TEXT, names, run, stock
-from processing_files import pictures
+from processing_files import pictures, write
 from safetensors.numpy import load_file, save_file
 
 import interlingua as il
 from interlingua import models
 from interlingua.exporters.artifact import read_manifest
+from interlingua.ir.errors import UsageError
 
 
 @pytest.fixture
@@ -73,7 +74,7 @@ def test_models_lists_every_head_and_a_task_that_chooses_it():
     card, found = None, set()
     for line in run("models").out.splitlines():
         if not line.startswith(" "):
-            card = models.card(line)
+            card = models.card(line.replace("-", "_"))
             continue
         head, *task = line.split()
         found.add((line, head))
@@ -120,9 +121,13 @@ def test_export_to_other_formats(to: str, bert: Path, tmp_path: Path):
 def test_chosen_inputs_and_heads(bert: Path, tmp_path: Path):
     assert run("export", bert, tmp_path / "out", "--input", "input_ids").code == 0
     assert run("run", tmp_path / "out", "--text", TEXT).out == run("run", bert, "--text", TEXT).out  # a mask of ones says nothing
-    done = run("run", tmp_path / "out", "--text", TEXT, "--text", "the lazy [MASK] jumps over")
+    texts = ("--text", TEXT, "--text", "the lazy [MASK] jumps over")  # not padded, so that the mask says nothing of them either
+    assert run("run", tmp_path / "out", *texts).out == run("run", bert, *texts).out
+    assert run("export", stock("bert", "BertForNextSentencePrediction"), tmp_path / "pairs", "--input", "input_ids", "--no-check").code == 0
+    done = run("run", tmp_path / "pairs", "--text", "the fox", "--pair", "jumps")
     assert done.code == 2
-    assert "BertForMaskedLM takes no 'attention_mask', without which these inputs mean something else\n  run them one at a time" in done.err
+    told = "BertForNextSentencePrediction takes no 'token_type_ids', without which these inputs mean something else"
+    assert f"{told}\n  export it again with --input token_type_ids among others" in done.err
 
 
 # ---- run ----------------------------------------------------------------------------------------
@@ -137,7 +142,7 @@ def test_run_prints_what_the_model_says(bert: Path):
     scores = np.exp(logits - logits.max())
     best = np.argsort(-scores)[:3]
     rows = [line.split() for line in run("run", bert, "--text", TEXT, "--top-k", 3).out.splitlines()[1:]]
-    assert [(int(r[2]), float(r[3])) for r in rows] == [(i, pytest.approx(scores[i] / scores.sum(), abs=1e-4)) for i in best]
+    assert [(int(r[1]), float(r[0])) for r in rows] == [(i, pytest.approx(scores[i] / scores.sum(), abs=1e-4)) for i in best]
 
 
 @pytest.mark.parametrize("on", ["xla", "torch", "tensorflow", "numpy"])
@@ -159,13 +164,13 @@ def media(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 HEADS: dict[tuple[str, str], tuple[list[str], str]] = {
-    ("bert", "BertForQuestionAnswering"): (["--text", "who jumps", "--pair", "the lazy dog jumps"], r"answer +score +start +end\n"),
-    ("bert", "BertForMultipleChoice"): (["--text", "the fox", "--pair", "jumps", "--pair", "sleeps"], r"\d  sleeps +0\.\d{4}"),
+    ("bert", "BertForQuestionAnswering"): (["--text", "who jumps", "--pair", "the lazy dog jumps"], r" score  start  end  answer\n"),
+    ("bert", "BertForMultipleChoice"): (["--text", "the fox", "--pair", "jumps", "--pair", "sleeps"], r"0\.\d{4}       \d  sleeps\n"),
     ("bert", "BertForNextSentencePrediction"): (["--text", "the fox", "--pair", "jumps"], r"is not next +0\.\d{4}"),
     ("bert", "BertModel"): (["--text", "the fox", "--text", "a dog jumps"], r"pooler_output +1  \[32\] .* 1\.0000\n"),
-    ("gpt2", "GPT2LMHeadModel"): (["--text", "the quick"], r"token +id +score\n"),
-    ("gpt2", "GPT2DoubleHeadsModel"): (["--text", "the", "--pair", "fox", "--pair", "fox"], r"choice  text +score\n.* 0\.5000\n.* 0\.5000\n"),
-    ("t5", "T5ForConditionalGeneration"): (["--text", "the quick"], r"token +id +score\n"),
+    ("gpt2", "GPT2LMHeadModel"): (["--text", "the quick"], r"generated_text\n.*the quick.{20}"),
+    ("gpt2", "GPT2DoubleHeadsModel"): (["--text", "the", "--pair", "fox", "--pair", "fox"], r" score  choice  text\n0\.5000 .*\n0\.5000 "),
+    ("t5", "T5ForConditionalGeneration"): (["--text", "the quick"], r"generated_text\n.{5}"),
     ("t5", "T5Model"): (["--text", "the quick"], r"\nlast_hidden_state +\[1 32\]"),
     ("vit", "ViTForImageClassification"): (["--image", "picture.png"], r"LABEL_\d +0\.\d{4}\n"),
     ("wav2vec2", "Wav2Vec2ForCTC"): (["--audio", "sound.wav"], r"text\n"),
@@ -178,30 +183,43 @@ def test_run_of_heads(kind: str, head: str, media: Path, monkeypatch: pytest.Mon
     arguments, told = HEADS[kind, head]
     done = run("run", stock(kind, head), *arguments)
     assert (done.code, bool(re.search(told, done.out))) == (0, True), done
-    step = "note: these are the likeliest tokens at the next place: one step" in done.err
-    assert step == (head in ("GPT2LMHeadModel", "T5ForConditionalGeneration"))
     assert ("note: sound.wav was resampled from 8000 to 16000 Hz" in done.err) == (kind == "wav2vec2")
     assert "…" not in done.out  # a transcript is not cut, however long
     assert kind != "wav2vec2" or len(done.out) > 80
 
 
 @pytest.mark.parametrize("to", ["onnx", "stablehlo"])
-def test_run_of_exported_caches_begins_with_none(to: str, tmp_path: Path):
-    for kind, head in (("gpt2", "GPT2LMHeadModel"), ("t5", "T5ForConditionalGeneration")):
-        run("export", stock(kind, head), tmp_path / kind, "--to", to, "--no-check")
-        assert run("run", tmp_path / kind, "--text", "the quick fox").out == run("run", stock(kind, head), "--text", "the quick fox").out
-
-
-@pytest.mark.parametrize("to", ["onnx", "stablehlo"])
-def test_run_of_exported_caches_pads_where_the_last_word_is_seen(to: str, tmp_path: Path):
-    """Such a graph gives the last position only: texts of unequal length are padded on the left, and places count from their first word."""
-    folder = shutil.copytree(stock("gpt2", "GPT2LMHeadModel"), tmp_path / "gpt2")
-    (folder / "tokenizer_config.json").write_text('{"pad_token": "<|endoftext|>"}')
-    run("export", folder, tmp_path / "out", "--to", to, "--no-check")
+@pytest.mark.parametrize(("kind", "head"), [("gpt2", "GPT2LMHeadModel"), ("t5", "T5ForConditionalGeneration")])
+def test_run_of_exported_caches_writes_what_the_checkpoint_does(kind: str, head: str, to: str, tmp_path: Path):
+    folder = write(shutil.copytree(stock(kind, head), tmp_path / head), generation_config={"max_length": 9, "decoder_start_token_id": 0})
+    run("export", folder, tmp_path / kind, "--to", to, "--no-check")
     texts = ("--text", "the quick fox", "--text", "she")
     whole = run("run", folder, *texts)
-    assert whole.code == 0
-    assert run("run", tmp_path / "out", *texts).out == whole.out
+    assert (whole.code, whole.out.count("\n")) == (0, 3)
+    assert run("run", tmp_path / kind, *texts).out == whole.out
+
+
+def test_run_of_one_graph_that_generates(tmp_path: Path):
+    """What it was exported to write is what is written, however much the table of a checkpoint would show."""
+    for kind, head in (("gpt2", "GPT2LMHeadModel"), ("t5", "T5ForConditionalGeneration")):
+        run("export", stock(kind, head), tmp_path / kind, "--generate", 6, "--no-check")
+        pipe = il.pipeline(None, stock(kind, head), max_new_tokens=6, do_sample=False, num_beams=1)
+        told = run("run", tmp_path / kind, "--text", "the quick fox")
+        (text,) = pipe("the quick fox")[0].values()
+        assert told.out.splitlines()[1] in (text, repr(text))
+        with pytest.raises(UsageError, match=r"writes 6 tokens, the likeliest ones.*expected no 'temperature'"):
+            il.pipeline(None, tmp_path / kind)("the", temperature=2.0)
+
+
+def test_run_of_a_task(tmp_path: Path):
+    nli = shutil.copytree(stock("bert", "BertForSequenceClassification"), tmp_path / "nli")
+    asked = ("--text", "the fox", "--label", "jumps", "--label", "sleeps")
+    done = run("run", nli, "--task", "zero-shot-classification", *asked)
+    expected = il.pipeline("zero-shot-classification", nli)("the fox", ["jumps", "sleeps"])
+    lines = [f"{label:<6}  {score:.4f}" for label, score in zip(expected["labels"], expected["scores"], strict=True)]
+    assert done.out.splitlines()[1:] == lines
+    done = run("run", nli, *asked)
+    assert (done.code, "got --label, expected --text and --pair: BertForSequenceClassification does text-classification" in done.err) == (2, True)
 
 
 def test_texts_from_a_file(bert: Path, tmp_path: Path):

@@ -55,12 +55,14 @@ WRONG: dict[str, tuple[str, int, str]] = {
         1,
         r"ONNX opset 23 cannot express ctc_loss\n  ctc_loss in .*\n  choose another target, or leave out the outputs that need it",
     ),
-    "no input": ("run {bert}", 2, "got no input, expected text"),
-    "another kind of input": ("run {bert} --image picture.png", 2, "got image, expected text: a model of type 'bert' takes text"),
+    "no input": ("run {bert}", 2, "got no input, expected --text"),
+    "another kind of input": ("run {bert} --image picture.png", 2, "got --image, expected --text: BertForMaskedLM does fill-mask"),
+    "an unknown task": ("run {bert} --task fil-mask", 2, "task 'fil-mask' is unknown; did you mean 'fill-mask'?"),
+    "a task of another checkpoint": ("run {bert} --task ner --text a", 1, "saved as BertForMaskedLM, expected .* BertForTokenClassification fits"),
     "no file": ("run {vit} --image nowhere.png", 2, "nowhere.png: no such image file"),
     "no picture": ("run {vit} --image {bert}/config.json", 1, "config.json: not an image"),
     "no sound": ("run {ctc} --audio {bert}/config.json", 1, "config.json: not a WAV file"),
-    "nothing to fill in": ("run {bert} --text fox", 2, r"text 0 has nothing to fill in, expected at least one \[MASK\]"),
+    "nothing to fill in": ("run {bert} --text fox", 2, r"the text has nothing to fill in, expected at least one \[MASK\]"),
     "choices": ("run {bert} --head multiple-choice --text a --pair b", 1, "missing: classifier.weight"),
     "device": ("run {bert} --text a[MASK] --device cuda", 1, "device 'cuda' needs CUDAExecutionProvider"),
     "unknown device": ("run {bert} --text a[MASK] --device gpu", 2, "device 'gpu' is unknown"),
@@ -81,13 +83,15 @@ def test_wrong_use(kind: str, bert: Path):
 
 def test_a_choosing_head_needs_choices():
     done = run("run", stock("bert", "BertForMultipleChoice"), "--text", "the fox", "--pair", "jumps")
-    assert (done.code, "got 1 texts and 1 pairs, expected one text and the choices" in done.err) == (2, True)
+    assert (done.code, "got 1 choices, expected at least two that may continue the text" in done.err) == (2, True)
 
 
 def test_a_model_of_two_kinds_of_input_needs_both(tmp_path: Path):
     pictures()[0].save(tmp_path / "picture.png")
     done = run("run", stock("clip", "CLIPModel"), "--image", tmp_path / "picture.png")
-    assert (done.code, done.err) == (2, "error: CLIPModel reads image and text, got image alone\n  pass --text too, or choose another head\n")
+    assert (done.code, done.err) == (2, "error: sample 0 has image, expected image and candidate_labels\n")
+    done = run("run", stock("clip", "CLIPModel"), "--image", tmp_path / "picture.png", "--task", "feature-extraction")
+    assert (done.code, done.err) == (2, "error: CLIPModel reads image and text, got image alone\n  give text too, or choose another head\n")
 
 
 def test_verification_against_another_model(bert: Path, tmp_path: Path):

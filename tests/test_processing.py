@@ -9,7 +9,7 @@ import pytest
 from processing_files import CORPUS, LETTERS, checkpoint, train_all, write
 
 from interlingua.ir.errors import CheckpointError, ConfigError, InputError, UsageError
-from interlingua.runtime.processing import TextProcessor, answer, processor_for
+from interlingua.runtime.processing import TextProcessor, processor_for
 
 # (name, kind, tokenizer_config.json, whether the tokenizer is saved by the reference first: tokenizer.json and all its settings)
 LAYOUTS = [
@@ -200,7 +200,7 @@ def test_tokenizer_files_that_are_missing_or_corrupt(trained, tmp_path):
         TextProcessor.from_folder(tmp_path, {"model_type": "gpt2"})
 
 
-def test_processors_and_answers_say_what_they_lack(trained, tmp_path):
+def test_processors_say_what_they_lack(trained, tmp_path):
     bert_folder = checkpoint(trained, tmp_path / "bert", "bert", {})
     processor = processor_for(bert_folder, {"model_type": "bert"})
     with pytest.raises(InputError, match="got image, expected text: a model of type 'bert' takes text"):
@@ -213,9 +213,3 @@ def test_processors_and_answers_say_what_they_lack(trained, tmp_path):
         processor_for(tmp_path / "gone", {})
     assert processor_for(bert_folder, {}).modalities == {"text"}
     assert processor_for(write(tmp_path, preprocessor_config={"sampling_rate": 16000}), {}).modalities == {"audio"}
-    with pytest.raises(UsageError, match="head or task 'causal' is not known; did you mean 'causal-lm'"):
-        answer("causal", {}, {}, {})
-    with pytest.raises(UsageError, match="needs the output 'logits'; the model gave last_hidden_state"):
-        answer("classification", {}, {}, {"last_hidden_state": np.zeros((1, 2, 3))})
-    with pytest.raises(UsageError, match="needs the tokenizer of the checkpoint"):
-        answer("masked-lm", {}, {}, {"logits": np.zeros((1, 2, 3))})

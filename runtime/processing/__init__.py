@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from .answers import Answer, answer
+from .answers import Answer
 from .audio import AudioProcessor
 from .files import Inputs, MediaError
 from .image import ImageProcessor
 from .processor import Processor, processor_for
 from .text import TextProcessor
 
-__all__ = ["Answer", "AudioProcessor", "ImageProcessor", "Inputs", "MediaError", "Processor", "TextProcessor", "answer", "processor_for"]
+__all__ = ["Answer", "AudioProcessor", "ImageProcessor", "Inputs", "MediaError", "Processor", "TextProcessor", "processor_for"]

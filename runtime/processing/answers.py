@@ -1,50 +1,31 @@
-"""From a model's outputs to an answer that a person can read, for each kind of head."""
+"""Answers as a table that a person can read."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from ...ir.errors import UsageError, nearest
-from . import media_answers as media
-from . import text_answers as texts
-from .results import Results, Row
+from .results import Row, cosines
 
-if TYPE_CHECKING:
-    from .processor import Processor
-
-# By slug; a class of the reference is found by how its name ends, a pipeline's task by the other names, spelt in lower case without punctuation.
-HEADS: dict[str, tuple[tuple[str, ...], Callable[[Results], list[Row]]]] = {
-    "classification": (("sequenceclassification", "imageclassification", "textclassification", "audioclassification"), media.classification),
-    "token-classification": (("ner",), texts.token_classification),
-    "question-answering": ((), texts.question_answering),
-    "masked-lm": (("fillmask",), texts.masked_lm),
-    "causal-lm": (("lmheadmodel", "lmhead", "textgeneration"), texts.language_model),
-    "conditional-generation": (("text2textgeneration", "seq2seqlm"), texts.language_model),
-    "next-sentence-prediction": ((), texts.next_sentence),
-    "multiple-choice": ((), texts.multiple_choice),
-    "double-heads": (("doubleheadsmodel",), texts.double_heads),
-    "ctc": (("automaticspeechrecognition",), media.transcription),
-    "audio-frame-classification": ((), media.frame_classification),
-    "xvector": ((), media.speaker_embedding),
-    "zero-shot-image-classification": (("clipmodel",), media.zero_shot),
-    "masked-image-modeling": ((), media.masked_image),
-    "pretraining": ((), lambda run: (texts.pretraining if "seq_relationship_logits" in run.outputs else media.features)(run)),
-    "features": (("model", "withprojection", "backbone", "featureextraction", "sentencesimilarity"), media.features),
-}
 LONGEST_CELL = 60
+FIRST_VALUES = 4
 
 
 @dataclass(frozen=True)
 class Answer:
-    """A readable answer: `rows` are records of one kind ("input" counts the inputs, scores are probabilities), `str()` is a table of them."""
+    """The answers to several samples: `rows` are records of one kind ("input" counts the samples), `str()` is a table of them."""
 
-    task: str
     rows: list[Row]
+
+    @classmethod
+    def of(cls, answers: Sequence[Any]) -> Answer:
+        """The rows of what a pipeline gave for each sample: records, lists of records, numbers, or outputs by name."""
+        if answers and all(isinstance(a, Mapping) and all(isinstance(x, np.ndarray) for x in a.values()) for a in answers):
+            return cls(_summaries(answers))
+        return cls([{"input": i} | row for i, answer in enumerate(answers) for row in _records(answer)])
 
     def __str__(self) -> str:
         if not self.rows:
@@ -59,40 +40,29 @@ class Answer:
         return "\n".join(_line(line, widths, right) for line in table)
 
 
-def answer(
-    head_or_task: str,
-    config: Mapping[str, Any],
-    inputs: Mapping[str, np.ndarray],
-    outputs: Mapping[str, np.ndarray],
-    processor: Processor | None = None,
-    top_k: int = 5,
-) -> Answer:
-    """The readable answer of one run of a model.
-
-    `head_or_task` is the reference's class name ("BertForMaskedLM"), a head's slug ("masked-lm") or a pipeline task ("fill-mask"); `config` is the
-    model's config.json; `inputs` are best those of `Processor.inputs`, which still know the text; `outputs` go by the reference's names. A class
-    whose head has no readable form of its own is summarised as features. Raises UsageError for an unknown task, a missing output or processor.
-    """
-    if top_k < 1:
-        raise UsageError(f"top_k={top_k}, expected at least 1")
-    task = _task(head_or_task)
-    arrays = {name: np.asarray(value) for name, value in outputs.items()}
-    return Answer(task, HEADS[task][1](Results(config, inputs, arrays, processor, top_k)))
+def _records(answer: Any) -> list[Row]:
+    if isinstance(answer, Mapping) and "labels" in answer:
+        return [{"label": label, "score": score} for label, score in zip(answer["labels"], answer["scores"], strict=True)]
+    if isinstance(answer, Mapping):
+        return [dict(answer)]
+    if answer and isinstance(answer[0], float):
+        return [{"score": score} for score in answer]
+    return [row for part in answer for row in _records(part)]
 
 
-def _task(name: str) -> str:
-    """The slug of the head whose name the given one ends with, the longest of several."""
-    spelt = _spelt(name)
-    endings = [(ending, task) for task, (names, _) in HEADS.items() for ending in (_spelt(task), *names) if spelt.endswith(ending)]
-    if endings:
-        return max(endings, key=lambda item: len(item[0]))[1]
-    if name != name.lower():  # a class of the reference, spelt as one
-        return "features"
-    raise UsageError(f"head or task {name!r} is not known{nearest(name, HEADS)}")
-
-
-def _spelt(name: str) -> str:
-    return re.sub(r"[^a-z0-9]", "", name.lower())
+def _summaries(answers: Sequence[Mapping[str, np.ndarray]]) -> list[Row]:
+    """Each output in numbers: shape, norm, first values, and the cosine of each embedding with those of the other inputs."""
+    rows = []
+    for name in answers[0]:
+        parts = [np.asarray(answer[name][0], np.float64) for answer in answers]
+        vectors = parts[0].ndim == 1 and len(parts) > 1
+        similar = cosines(np.stack(parts), np.stack(parts)) if vectors else None
+        for i, part in enumerate(parts):
+            shape = f"[{' '.join(map(str, part.shape))}]"
+            row: Row = {"output": name, "input": i, "shape": shape, "norm": float(np.linalg.norm(part))}
+            row["values"] = [float(v) for v in part.ravel()[:FIRST_VALUES]]
+            rows.append(row | ({"cosine": [float(v) for v in similar[i]]} if similar is not None else {}))
+    return rows
 
 
 def _cell(value: Any, longest: int | None = LONGEST_CELL) -> str:

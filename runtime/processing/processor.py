@@ -12,24 +12,20 @@ from ...ir.errors import InputError, UsageError
 from . import vocabularies
 from .audio import AudioProcessor, AudioSource
 from .files import Inputs, read_optional
-from .image import DEFAULTS as IMAGE_KINDS
-from .image import SUFFIXES as IMAGE_SUFFIXES
-from .image import ImageProcessor, ImageSource
+from .image import DEFAULTS as IMAGE_KINDS, SUFFIXES as IMAGE_SUFFIXES, ImageProcessor, ImageSource
 from .text import TextProcessor, Texts
+from .tokenizer_kinds import MODEL_TYPES
 
-# What a kind of model takes; wav2vec2 takes no text, but needs its character table to spell what it heard.
+# What models take that do not take text alone; wav2vec2 takes no text, but needs its character table to spell what it heard.
 MODALITIES: dict[str, frozenset[str]] = {
-    "bert": frozenset({"text"}),
-    "gpt2": frozenset({"text"}),
-    "t5": frozenset({"text"}),
     "vit": frozenset({"image"}),
     "resnet": frozenset({"image"}),
     "swin": frozenset({"image"}),
     "wav2vec2": frozenset({"audio"}),
     "clip": frozenset({"text", "image"}),
-    "clip_text_model": frozenset({"text"}),
     "clip_vision_model": frozenset({"image"}),
 }
+TEXT = frozenset({"text"})
 
 
 @dataclass(frozen=True)
@@ -101,7 +97,8 @@ def processor_for(folder: str | Path, config: Mapping[str, Any]) -> Processor:
     folder = Path(folder)
     if not folder.is_dir():
         raise UsageError(f"{folder}: no such folder, expected a checkpoint with its tokenizer or preprocessor files")
-    modalities = MODALITIES.get(config.get("model_type", "")) or _from_files(folder)
+    kind = config.get("model_type", "")
+    modalities = MODALITIES.get(kind) or (TEXT if kind in MODEL_TYPES else _from_files(folder))
     if not modalities:
         raise UsageError(
             f"{folder}: no tokenizer.json, tokenizer files or preprocessor_config.json, expected those that came with the checkpoint\n"

@@ -1,9 +1,9 @@
-"""What a readable answer is made from, and the arithmetic that all answers share."""
+"""What an answer is made from: one sample as it came, its inputs, and what the model made of them; and the arithmetic that answers share."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,32 +12,40 @@ from ...ir.errors import InputError, UsageError
 from .files import Inputs
 
 if TYPE_CHECKING:
-    from tokenizers import Encoding
-
     from .processor import Processor
     from .text import TextProcessor
 
 Row = dict[str, Any]
+Arrays = Mapping[str, np.ndarray]
 
 
 @dataclass(frozen=True)
 class Results:
-    """One run of a model: its config.json, the inputs, the outputs by the reference's names, and the processor that made the inputs."""
+    """One sample's run of a model.
+
+    `config` is the model's config.json, `inputs` what the processor made of `sample`. The sample may have had several rows (a long text, one for each
+    label): `given` and `made` have the arrays that went in and came out for each, without the batch axis and without padding.
+    """
 
     config: Mapping[str, Any]
-    inputs: Mapping[str, np.ndarray]
-    outputs: Mapping[str, np.ndarray]
-    processor: Processor | None
-    top_k: int
+    inputs: Inputs
+    given: Sequence[Arrays]
+    made: Sequence[Arrays]
+    processor: Processor | None = None
+    sample: Mapping[str, Any] = field(default_factory=dict)
 
-    def output(self, name: str, rank: int) -> np.ndarray:
-        """An output as float64; UsageError where the model gave none of that name or rank."""
-        if name not in self.outputs:
-            raise UsageError(f"this answer needs the output {name!r}; the model gave {', '.join(sorted(self.outputs)) or 'none'}")
-        array = np.asarray(self.outputs[name])
+    def output(self, name: str, rank: int, row: int = 0) -> np.ndarray:
+        """An output of one row as float64; UsageError where the model gave none of that name, or one of another rank (counted without the batch)."""
+        if name not in self.made[row]:
+            raise UsageError(f"this answer needs the output {name!r}; the model gave {', '.join(sorted(self.made[row])) or 'none'}")
+        array = np.asarray(self.made[row][name])
         if array.ndim != rank:
-            raise UsageError(f"output {name} has the shape {list(array.shape)}, expected {rank} axes")
+            raise UsageError(f"output {name} has the shape {list(array.shape)} for each sample, expected {rank} axes")
         return array.astype(np.float64)
+
+    def first(self, *names: str) -> str:
+        """The first of some outputs that the model gave, else the first of the names."""
+        return next((name for name in names if name in self.made[0]), names[0])
 
     @property
     def text(self) -> TextProcessor:
@@ -46,38 +54,16 @@ class Results:
             raise UsageError("this answer needs the tokenizer of the checkpoint: pass processor=processor_for(folder, config)")
         return self.processor.text
 
-    @property
-    def texts(self) -> list[tuple[str, str | None]]:
-        """(text, pair) of each sample, as far as the inputs still know them."""
-        return self.inputs.texts if isinstance(self.inputs, Inputs) else []
+    def encoding(self, row: int) -> Any:
+        """The tokens of a row with their places in the text."""
+        if not self.inputs.encodings:
+            raise InputError("this answer points into the text: pass the inputs as Processor.inputs(text=...) returns them, not a plain dict")
+        return self.inputs.encodings[row]
 
     def label(self, number: int) -> str:
         """The name of a class; `id2label` of a config.json has its numbers as text."""
         names = self.config.get("id2label") or {}
         return names.get(str(number)) or names.get(number) or f"LABEL_{number}"
-
-    def tokens(self) -> Iterator[tuple[int, int, Encoding, np.ndarray]]:
-        """(row, sample, encoding, position of each of its tokens in the row) for each row of the text inputs."""
-        if not isinstance(self.inputs, Inputs) or not self.inputs.encodings:
-            raise InputError("this answer points into the text: pass the inputs as Processor.inputs(text=...) returns them, not a plain dict")
-        mask = self.inputs["attention_mask"].reshape(-1, self.inputs["attention_mask"].shape[-1])
-        for row, (sample, encoding) in enumerate(zip(self.inputs.samples, self.inputs.encodings, strict=True)):
-            yield row, sample, encoding, np.flatnonzero(mask[row])
-
-    def live(self, row: int, length: int) -> np.ndarray:
-        """The positions of a row of `length` tokens or frames that are not padding."""
-        mask = self.inputs.get("attention_mask")
-        if mask is None or mask.ndim != 2:
-            return np.arange(length)
-        if "input_values" in self.inputs:
-            return np.arange(min(self.frames(int(mask[row].sum())), length))
-        return np.flatnonzero(mask[row]) if mask.shape[1] == length else np.arange(length)
-
-    def frames(self, samples: int) -> int:
-        """The number of frames that the convolutions of a speech model make of a number of samples."""
-        for kernel, stride in zip(self.config.get("conv_kernel", ()), self.config.get("conv_stride", ()), strict=True):
-            samples = (samples - kernel) // stride + 1
-        return samples
 
     @property
     def seconds_per_frame(self) -> float:
@@ -98,13 +84,12 @@ def sigmoid(logits: np.ndarray) -> np.ndarray:
     return softmax(np.stack([np.zeros_like(logits), logits], axis=-1))[..., 1]
 
 
-def best(scores: np.ndarray, count: int) -> np.ndarray:
-    """The indexes of the highest of some scores [n], best first; of equals the first."""
+def best(scores: np.ndarray, count: int | None) -> np.ndarray:
+    """The indexes of the highest of some scores [n], best first; of equals the first; all where `count` is None."""
     return np.argsort(-scores, kind="stable")[:count]
 
 
-def cosines(vectors: np.ndarray) -> np.ndarray:
-    """The cosine of each pair of rows [rows n]; a row of zeros has cosine 0 with all."""
-    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-    unit = vectors / np.where(norms == 0, 1, norms)
-    return unit @ unit.T
+def cosines(vectors: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """The cosine [rows columns] of each row of `vectors` [rows n] with each of `others` [columns n]; a row of zeros has cosine 0 with all."""
+    one, two = (x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), np.finfo(np.float64).tiny) for x in (vectors, others))
+    return one @ two.T

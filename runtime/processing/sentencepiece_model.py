@@ -1,6 +1,6 @@
 """Reading a sentencepiece model file (`spiece.model`) without the sentencepiece library.
 
-The file is one protocol buffer message, `ModelProto` of sentencepiece_model.proto. Five of its fields describe a unigram model completely, so it is
+The file is one protocol buffer message, `ModelProto` of sentencepiece_model.proto. A few of its fields describe the model completely, so it is
 read by hand here and run by the tokenizers library, which every install has.
 """
 
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ...ir.errors import CheckpointError
 
-UNIGRAM = 1
+UNIGRAM, BPE = 1, 2
 CONTROL, USER_DEFINED = 3, 4
 
 
@@ -24,6 +24,7 @@ class SentencePieceModel:
     pieces: list[tuple[str, float, int]] = field(default_factory=list)
     model_type: int = UNIGRAM
     unk_id: int = 0
+    unk_piece: str = "<unk>"
     charsmap: bytes = b""
 
 
@@ -38,6 +39,7 @@ def read_model(path: Path) -> SentencePieceModel:
                 trainer = dict(_fields(_bytes(value)))
                 model.model_type = _int(trainer.get(3, UNIGRAM))
                 model.unk_id = _int(trainer.get(40, 0))
+                model.unk_piece = _bytes(trainer.get(45, b"<unk>")).decode("utf-8")
             elif number == 3:
                 model.charsmap = _bytes(dict(_fields(_bytes(value))).get(2, b""))
     except (ValueError, struct.error) as error:

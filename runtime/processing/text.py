@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,6 +14,7 @@ import numpy as np
 from ...ir.errors import InputError, UsageError
 from . import vocabularies
 from .files import Inputs, read_optional
+from .tokenizer_settings import ROLES
 
 if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
@@ -29,13 +31,17 @@ class TextProcessor:
     """A tokenizer with its special tokens and habits.
 
     `special` maps roles ("mask_token") to tokens; `max_length` counts tokens, special ones included; `case` is what happens to text before everything
-    else ("lower", "upper" or ""); `word_delimiter` is set for character tables (CTC) only.
+    else ("lower", "upper" or ""); `word_delimiter` is set for character tables (CTC) only. `pad_type` is the token type of padding. `fast` is False
+    for kinds that the reference does not run with the tokenizers library: they differ in how two texts are cut and special tokens decoded.
     """
 
-    tokenizer: Tokenizer
+    tokenizer: Tokenizer = field(repr=False)  # one with words of its own has no text form
     special: Mapping[str, str]
     folder: Path
     token_types: bool = False
+    attention_mask: bool = True
+    pad_type: int = 0
+    fast: bool = True
     max_length: int | None = None
     padding_side: str = "right"
     truncation_side: str = "right"
@@ -58,12 +64,16 @@ class TextProcessor:
         characters = kind is not None and kind.character_table
         names = settings.get("model_input_names")
         types = "token_type_ids" in names if names else kind.token_types if kind else config.get("type_vocab_size", 0) > 1
+        mask = "attention_mask" in names if names else kind is None or kind.attention_mask
         lower = sentence.get("do_lower_case", False)
         return cls(
             tokenizer=tokenizer,
-            special={role: settings[role] for role in vocabularies.ROLES if settings.get(role) is not None},
+            special={role: settings[role] for role in ROLES if settings.get(role) is not None},
             folder=folder,
             token_types=bool(types),
+            attention_mask=mask,
+            pad_type=kind.pad_type if kind else 0,
+            fast=kind is None or kind.fast,
             max_length=_limit(settings, sentence, config),
             padding_side=settings.get("padding_side") or "right",
             truncation_side=settings.get("truncation_side") or "right",
@@ -91,10 +101,10 @@ class TextProcessor:
     ) -> Inputs:
         """Token ids of one or several texts, padded to one length.
 
-        Gives `input_ids`, `attention_mask` and, for kinds of models that have them, `token_type_ids`: int64 [batch seq]. `pair` holds a second text
-        for each. `choices`, the continuations of a single text, give one more axis: [1 choices seq]. A text of more than `max_length` tokens (the
-        tokenizer's own limit if None) is cut, with a note, or, with `stride`, spread over several rows that share `stride` tokens. Raises InputError
-        where texts cannot be encoded or padded, or are too long and `truncation` is None.
+        Gives `input_ids` and, for kinds of models that have them, `attention_mask` and `token_type_ids`: int64 [batch seq]. `pair` holds a second
+        text for each. `choices`, the continuations of a single text, give one more axis: [1 choices seq]. A text of more than `max_length` tokens
+        (the tokenizer's own limit if None) is cut, with a note, or, with `stride`, spread over several rows that share `stride` tokens. Raises
+        InputError where texts cannot be encoded or padded, or are too long and `truncation` is None.
         """
         texts, choice_count = _texts(text, pair, choices)
         result = Inputs()
@@ -120,20 +130,40 @@ class TextProcessor:
     def _encode(self, texts: list[tuple[str, str | None]], cut: Truncation | None, limit: int | None, stride: int | None) -> list[Encoding]:
         cased = [tuple(getattr(part, self.case)() if self.case else part for part in text if part is not None) for text in texts]
         self.tokenizer.no_truncation()
+        room = None
         if cut and limit:
             room = limit - self.tokenizer.num_special_tokens_to_add(texts[0][1] is not None)
             if room <= (stride or 0):
                 raise InputError(
                     f"max_length={limit} leaves room for {room} tokens beside the special ones, expected more than the stride, {stride or 0}"
                 )
-            self.tokenizer.enable_truncation(limit, stride=stride or 0, strategy=cut, direction=self.truncation_side)
         try:
+            if room and cut == "longest_first" and not self.fast and texts[0][1] is not None:
+                return self._cut_pairs(cased, room)
+            if cut and limit:
+                self.tokenizer.enable_truncation(limit, stride=stride or 0, strategy=cut, direction=self.truncation_side)
             return self.tokenizer.encode_batch([text if len(text) == 2 else text[0] for text in cased])
         except Exception as error:
             if type(error) is not Exception:
                 raise
             # the library's own class of error: for a question longer than the limit, an unknown token without a number
             raise InputError(f"the texts cannot be encoded: {error}\n  tokenizer: {self.folder}") from error
+
+    def _cut_pairs(self, texts: list[Any], room: int) -> list[Encoding]:
+        """Pairs of texts, the longer one cut to the length of the other, then both alike; of an odd number of tokens the first keeps one more."""
+        encoded = self.tokenizer.encode_batch([part for text in texts for part in text], add_special_tokens=False)
+        pairs = []
+        for first, second in zip(encoded[::2], encoded[1::2], strict=True):
+            sizes = [len(first.ids), len(second.ids)]
+            surplus = max(sum(sizes) - room, 0)
+            level = min(abs(sizes[0] - sizes[1]), surplus)  # so many are cut from the longer one alone
+            longer = int(sizes[1] >= sizes[0])
+            halves = (surplus - level) // 2, surplus - level - (surplus - level) // 2
+            kept = sizes[0] - halves[0] - (level if longer == 0 else 0), sizes[1] - halves[1] - (level if longer == 1 else 0)
+            for part, size in ((first, kept[0]), (second, kept[1])):
+                part.truncate(size, direction=self.truncation_side)
+            pairs.append(self.tokenizer.post_process(first, second))
+        return pairs
 
     def _check_length(self, inputs: Inputs, limit: int | None) -> None:
         for sample, encoding in zip(inputs.samples, inputs.encodings, strict=True):
@@ -148,9 +178,11 @@ class TextProcessor:
         lengths = {len(encoding.ids) for encoding in encodings}
         length = max(lengths | ({length} if length else set()))
         pad_id = self._pad_id(pad_token) if lengths != {length} else 0
-        columns = {"input_ids": ([e.ids for e in encodings], pad_id), "attention_mask": ([e.attention_mask for e in encodings], 0)}
+        columns = {"input_ids": ([e.ids for e in encodings], pad_id)}
+        if self.attention_mask:
+            columns["attention_mask"] = ([e.attention_mask for e in encodings], 0)
         if self.token_types:
-            columns["token_type_ids"] = ([e.type_ids for e in encodings], 0)
+            columns["token_type_ids"] = ([e.type_ids for e in encodings], self.pad_type)
         return {name: _stack(rows, length, fill, side) for name, (rows, fill) in columns.items()}
 
     def _pad_id(self, pad_token: str | None) -> int:
@@ -172,10 +204,26 @@ class TextProcessor:
         """The text of one row of token ids."""
         if self.word_delimiter:
             return self.decode_ctc(ids, skip_special_tokens)
-        text = self.tokenizer.decode([int(i) for i in ids], skip_special_tokens=skip_special_tokens)
+        text = self._decoded([int(i) for i in ids], skip_special_tokens)
         if self.word_suffix:
             text = text.replace(self.word_suffix, " ").strip()
         return _clean(text) if self.clean_up else text
+
+    def _decoded(self, ids: list[int], skip_special: bool) -> str:
+        if self.fast:
+            return self.tokenizer.decode(ids, skip_special_tokens=skip_special)
+        added = self.tokenizer.get_added_tokens_decoder()
+        ids = [i for i in ids if not (skip_special and i in added and added[i].special)]
+        # the reference's older classes decode what lies between added tokens apart from them; special tokens of the vocabulary are like text to them
+        apart = {i for i, token in added.items() if not token.special or (i >= self.word_count and token.content not in self.special.values())}
+        runs = [run for is_apart, group in groupby(ids, apart.__contains__) for run in ([[i] for i in group] if is_apart else [list(group)])]
+        texts = [self.tokenizer.decode(run, skip_special_tokens=False) for run in runs]
+        return " ".join([*(text for text in texts[:-1] if text), *texts[-1:]])
+
+    @cached_property
+    def word_count(self) -> int:
+        """How many tokens the vocabulary has, without those that were added to it."""
+        return self.tokenizer.get_vocab_size(with_added_tokens=False)
 
     def decode_ctc(self, ids: Sequence[int] | np.ndarray, skip_special_tokens: bool = False) -> str:
         """The text of one row of per-frame token ids: repeats merged, blanks (the padding token) dropped, the word delimiter a space."""

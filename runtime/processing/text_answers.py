@@ -1,147 +1,155 @@
-"""Answers of the heads that read text: tokens with labels, spans, words for a mask, next words, choices."""
+"""Answers of the heads that read text: words for a mask, spans, choices, similar texts."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from ...ir.errors import InputError, UsageError
-from .results import Results, Row, best, softmax
+from .results import Results, Row, best, cosines, softmax
 
-LONGEST_ANSWER = 15  # tokens; the limit of the reference's question-answering pipeline
-IMPOSSIBLE = -10000.0
+IMPOSSIBLE = -10000.0  # the logit of a token that cannot be part of an answer
+NEVER = 1e6  # the score of "no answer" before any row was seen
 
 
-def token_classification(run: Results) -> list[Row]:
-    """Each token with its most likely label, its score and its place in the text; special tokens and tokens labelled "O" are left out."""
-    scores = softmax(run.output("logits", 3))
+def fill_mask(run: Results, *, top_k: int = 5, targets: str | Sequence[str] | None = None) -> list[Any]:
+    """The likeliest tokens at the mask, with the text that they complete; a list of such lists where there are several masks.
+
+    `targets` are the words among which to choose; of one that is no single token the first piece counts.
+    """
+    mask, token = run.text.token_id("mask_token"), run.text.special.get("mask_token")
+    if mask is None:
+        raise UsageError(f"the tokenizer has no mask token, which a masked language model fills\n  tokenizer: {run.text.folder}")
+    logits = run.output(run.first("logits", "prediction_logits"), 2)
+    ids = run.given[0]["input_ids"]
+    places = np.flatnonzero(ids == mask)
+    if not len(places):
+        raise InputError(f"the text has nothing to fill in, expected at least one {token}")
+    chosen = None if targets is None else _targets(run, [targets] if isinstance(targets, str) else targets)
+    found = [_fillings(run, ids, int(place), softmax(logits[place]), top_k, chosen, len(places) == 1) for place in places]
+    return found[0] if len(found) == 1 else found
+
+
+def _fillings(run: Results, ids: np.ndarray, place: int, scores: np.ndarray, top_k: int, chosen: list[int] | None, single: bool) -> list[Row]:
+    numbers = np.arange(len(scores)) if chosen is None else np.array(chosen)
+    pad = run.text.token_id("pad_token")
     rows = []
-    for row, sample, encoding, positions in run.tokens():
-        for index, position in enumerate(positions):
-            label = int(scores[row, position].argmax())
-            if encoding.special_tokens_mask[index] or run.label(label) == "O":
-                continue
-            start, end = encoding.offsets[index]
-            piece = {"input": sample, "text": run.texts[sample][encoding.sequence_ids[index] or 0][start:end]}  # type: ignore[index]
-            rows.append(piece | {"label": run.label(label), "score": float(scores[row, position, label]), "start": start, "end": end})
+    for number in numbers[best(scores[numbers], top_k)]:
+        filled = ids.copy()
+        filled[place] = number
+        text = run.text.decode(filled[filled != pad], skip_special_tokens=single)  # other masks are special tokens and must stay visible
+        rows.append({"score": float(scores[number]), "token": int(number), "token_str": run.text.decode([int(number)], False), "sequence": text})
     return rows
 
 
-def question_answering(run: Results) -> list[Row]:
-    """The best spans of the context (the pair) that answer the question (the text), with scores and offsets in characters."""
-    starts, ends = run.output("start_logits", 2), run.output("end_logits", 2)
-    found: dict[int, dict[str, Row]] = {}
-    for row, sample, encoding, positions in run.tokens():
-        context = run.texts[sample][1]
-        if context is None:
-            raise InputError(f"text {sample} is a question without a context\n  pass the context to search as pair=")
-        allowed = _allowed(run, encoding)
-        for first, last, score in _spans(starts[row, positions], ends[row, positions], allowed, 2 * run.top_k + 10):
-            start, end = _characters(encoding, first, last)
-            answer = context[start:end]
-            same = found.setdefault(sample, {}).setdefault(answer.lower(), {"answer": answer, "score": 0.0, "start": start, "end": end})
-            same["score"] += score
-    rows = []
-    for sample, answers in found.items():
-        ranked = sorted(answers.values(), key=lambda answer: -answer["score"])
-        rows += [{"input": sample} | answer for answer in ranked[: run.top_k]]
-    return rows
+def _targets(run: Results, words: Sequence[str]) -> list[int]:
+    """The token of each word, or its first piece."""
+    found = []
+    for word in words:
+        number = run.text.tokenizer.token_to_id(word)
+        pieces = [number] if number is not None else run.text.tokenizer.encode(word, add_special_tokens=False).ids
+        found += pieces[:1]
+    if not found:
+        raise InputError(f"targets are {list(words)}, expected at least one word that the tokenizer knows a piece of")
+    return sorted(set(found))
 
 
-def _allowed(run: Results, encoding) -> np.ndarray:
-    """The tokens that compete for an answer: the context, and the classification token, which stands for "no answer"."""
-    none = run.text.token_id("cls_token")
-    return np.array([part == 1 or number == none for part, number in zip(encoding.sequence_ids, encoding.ids, strict=True)])
+# ---- spans --------------------------------------------------------------------------------------
 
 
-def _spans(start: np.ndarray, end: np.ndarray, allowed: np.ndarray, count: int) -> list[tuple[int, int, float]]:
-    """The likeliest (first token, last token, score), best first; a span that begins before its end or at the first token is none."""
-    start, end = (softmax(np.where(allowed, logits, IMPOSSIBLE)) for logits in (start, end))
-    start[0] = end[0] = 0.0
-    scores = np.tril(np.triu(np.outer(start, end)), LONGEST_ANSWER - 1)
+def question_answering(
+    run: Results, *, top_k: int = 1, max_answer_len: int = 15, handle_impossible_answer: bool = False, align_to_words: bool = True
+) -> Row | list[Row]:
+    """The best spans of the context that answer the question, with scores and offsets in characters; the one best span as a record by itself.
+
+    Spans are of `max_answer_len` tokens at most and widened to whole words if `align_to_words`. With `handle_impossible_answer` the empty answer
+    competes, with the score that the model gives to "not here".
+    """
+    for name, value in {"top_k": top_k, "max_answer_len": max_answer_len}.items():
+        if value < 1:
+            raise UsageError(f"{name} is {value}, expected at least 1")
+    context, part = run.sample["context"], int(run.text.padding_side == "right")
+    found: dict[str, Row] = {}
+    none = NEVER
+    for row in range(len(run.made)):
+        encoding = run.encoding(row)
+        start, end, allowed = _chances(run, row, part)
+        none = min(none, float(start[0] * end[0]))
+        start[0] = end[0] = 0.0
+        for first, last, score in _spans(start, end, allowed, 2 * top_k + 10 if align_to_words else top_k, max_answer_len):
+            begin, stop = _characters(encoding, first, last, part, align_to_words)
+            answer = context[begin:stop]
+            found.setdefault(answer.lower(), {"score": 0.0, "start": begin, "end": stop, "answer": answer})["score"] += score
+    ranked = [*found.values(), *([{"score": none, "start": 0, "end": 0, "answer": ""}] if handle_impossible_answer else [])]
+    ranked = sorted(ranked, key=lambda answer: -answer["score"])[:top_k]
+    return ranked[0] if len(ranked) == 1 else ranked
+
+
+def _chances(run: Results, row: int, part: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """How likely an answer starts and ends at each token of a row, and which tokens compete: the context, and the one that stands for "no answer"."""
+    encoding, none = run.encoding(row), run.text.token_id("cls_token")
+    allowed = np.array([side == part or number == none for side, number in zip(encoding.sequence_ids, encoding.ids, strict=True)])
+    start, end = (softmax(np.where(allowed, run.output(name, 1, row), IMPOSSIBLE)) for name in ("start_logits", "end_logits"))
+    return start, end, allowed
+
+
+def _spans(start: np.ndarray, end: np.ndarray, allowed: np.ndarray, count: int, longest: int) -> list[tuple[int, int, float]]:
+    """The likeliest (first token, last token, score), best first; a span that ends before it begins is none."""
+    scores = np.tril(np.triu(np.outer(start, end)), longest - 1)
     order = best(scores.ravel(), count)
     pairs = ((int(i) // len(end), int(i) % len(end)) for i in order if scores.ravel()[i] > 0)
     return [(first, last, float(scores[first, last])) for first, last in pairs if allowed[first] and allowed[last]]
 
 
-def _characters(encoding, first: int, last: int) -> tuple[int, int]:
-    """The characters of a span of tokens, widened to whole words."""
-    words = encoding.word_ids[first], encoding.word_ids[last]
-    places = [None if word is None else encoding.word_to_chars(word, 1) for word in words]
-    start, end = places
-    return (start or encoding.offsets[first])[0], (end or encoding.offsets[last])[1]
+def _characters(encoding: Any, first: int, last: int, part: int, words: bool) -> tuple[int, int]:
+    """The characters of a span of tokens, widened to whole words where both its ends lie in some."""
+    if words:
+        inside = encoding.word_ids[first], encoding.word_ids[last]
+        places = [None if word is None else encoding.word_to_chars(word, part) for word in inside]
+        if all(places):
+            return places[0][0], places[1][1]  # type: ignore[index]
+    return encoding.offsets[first][0], encoding.offsets[last][1]
 
 
-def masked_lm(run: Results, name: str = "logits") -> list[Row]:
-    """The likeliest tokens at each mask, with their scores and the text that they complete."""
-    mask, token = run.text.token_id("mask_token"), run.text.special.get("mask_token")
-    if mask is None:
-        raise UsageError(f"the tokenizer has no mask token, which a masked language model fills\n  tokenizer: {run.text.folder}")
-    logits = run.output(name, 3)
-    rows = []
-    for row, ids in enumerate(run.inputs["input_ids"]):
-        places = np.flatnonzero(ids == mask)
-        if not len(places):
-            raise InputError(f"text {row} has nothing to fill in, expected at least one {token}")
-        for place in places:
-            rows += _fillings(run, row, ids, int(place), softmax(logits[row, place]), len(places) == 1)
-    return rows
+# ---- texts that belong together -----------------------------------------------------------------
 
 
-def _fillings(run: Results, row: int, ids: np.ndarray, place: int, scores: np.ndarray, single: bool) -> list[Row]:
-    rows = []
-    for token in _tokens(run, scores):
-        filled = ids.copy()
-        filled[place] = token["id"]
-        text = run.text.decode(filled[run.live(row, len(ids))], skip_special_tokens=single)  # other masks are special tokens and must stay visible
-        rows.append({"input": row, "position": place} | token | {"text": text})
-    return rows
-
-
-def language_model(run: Results) -> list[Row]:
-    """The likeliest next tokens after each text, or, where the outputs are generated `sequences`, their text."""
-    if "sequences" in run.outputs:
-        return [{"input": row, "text": run.text.decode(ids)} for row, ids in enumerate(np.asarray(run.outputs["sequences"]))]
-    logits = run.output("logits", 3)
-    mask = run.inputs.get("decoder_attention_mask") if "decoder_input_ids" in run.inputs else run.inputs.get("attention_mask")
-    rows = []
-    for row, positions in enumerate(logits):
-        last = int(np.flatnonzero(mask[row])[-1]) if mask is not None and mask.shape == logits.shape[:2] else -1
-        rows += [{"input": row} | token for token in _tokens(run, softmax(positions[last]))]
-    return rows
-
-
-def _tokens(run: Results, scores: np.ndarray) -> list[Row]:
-    """The likeliest tokens of a vocabulary."""
-    return [{"token": run.text.decode([int(i)], False), "id": int(i), "score": float(scores[i])} for i in best(scores, run.top_k)]
-
-
-def next_sentence(run: Results, name: str = "logits") -> list[Row]:
-    """How likely each pair's second text follows its first."""
-    scores = softmax(run.output(name, 2))
+def next_sentence(run: Results) -> list[Row]:
+    """How likely the second text follows the first."""
+    scores = softmax(run.output(run.first("logits", "seq_relationship_logits"), 1))
     names = ("is next", "is not next")
-    return [{"input": row, "label": names[i], "score": float(pair[i])} for row, pair in enumerate(scores) for i in best(pair, 2)]
+    return [{"label": names[i], "score": float(scores[i])} for i in best(scores, 2)]
 
 
-def multiple_choice(run: Results, name: str = "logits") -> list[Row]:
-    """How likely each choice continues the text."""
-    scores = softmax(run.output(name, 2))
-    rows = []
-    for row, choices in enumerate(scores):
-        for number in best(choices, run.top_k):
-            place = row * scores.shape[1] + int(number)
-            text = run.texts[place][1] if len(run.texts) == scores.size else None
-            rows.append({"input": row, "choice": int(number), "text": text or "", "score": float(choices[number])})
-    return rows
+def multiple_choice(run: Results, *, top_k: int | None = None) -> list[Row]:
+    """How likely each choice continues the text, best first."""
+    scores = softmax(run.output(run.first("mc_logits", "logits"), 1))
+    choices = run.sample["choices"]
+    return [{"score": float(scores[i]), "choice": int(i), "text": choices[i]} for i in best(scores, top_k)]
 
 
-def pretraining(run: Results) -> list[Row]:
-    """Of a model with both of BERT's pretraining heads: whether the second text follows, and the tokens at the masks where there are any."""
-    rows = next_sentence(run, "seq_relationship_logits")
-    mask = run.text.token_id("mask_token")
-    filled = [row for row in range(len(run.inputs["input_ids"])) if (run.inputs["input_ids"][row] == mask).any()]
-    return rows + (masked_lm(run, "prediction_logits") if len(filled) == len(run.inputs["input_ids"]) else [])
+def zero_shot(run: Results, *, multi_label: bool = False) -> Row:
+    """How well each candidate label fits, by a model that says whether one text follows from another."""
+    logits = np.stack([run.output("logits", 1, row) for row in range(len(run.made))])
+    entails = entailment(run.config, logits.shape[1])
+    if multi_label or len(logits) == 1:
+        scores = softmax(logits[:, [-1 if entails == 0 else 0, entails]])[:, 1]
+    else:
+        scores = softmax(logits[:, entails])
+    order, labels = np.argsort(scores)[::-1], run.sample["candidate_labels"]
+    return {"sequence": run.sample["text"], "labels": [labels[i] for i in order], "scores": [float(scores[i]) for i in order]}
 
 
-def double_heads(run: Results) -> list[Row]:
-    """How likely each choice continues the text, by the multiple-choice head of a model that has a language model too."""
-    return multiple_choice(run, "mc_logits")
+def entailment(config: Mapping[str, Any], classes: int) -> int:
+    """The class that says that a text follows; without one of such a name the last."""
+    names = {int(i): str(label) for i, label in (config.get("id2label") or {}).items()}
+    names |= {int(i): str(label) for label, i in (config.get("label2id") or {}).items()}
+    return next((i for i, label in sorted(names.items()) if label.lower().startswith("entail")), classes - 1)
+
+
+def sentence_similarity(run: Results) -> list[float]:
+    """The cosine of the source sentence's embedding with each other sentence's."""
+    vectors = np.stack([run.output("sentence_embedding", 1, row) for row in range(len(run.made))])
+    return [float(x) for x in cosines(vectors[:1], vectors[1:])[0]]
