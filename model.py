@@ -172,7 +172,7 @@ def assemble(
     names = card.names_for(head)
     params = name_tree(layer, names.key)
     absent: list[Param] = []
-    known = lambda p: spellings(p.key, head.prefix, card.base, card.also)
+    known = lambda p: spellings(p, head.prefix, card.base, card.also)
     unknown = lambda used: _unknown(card, config, weights, used)
     stored = match(params, weights, known, where=where, unknown=unknown, strict=strict, absent=absent, all_optional=init_missing)
     inputs = head.inputs_for(config)
@@ -257,7 +257,7 @@ def _unknown(card: Card, config: Config, weights: Weights, used: set[str]) -> li
     for head in card.heads.values():
         with suppress(ConfigError):  # a head that this configuration cannot have
             for p in name_tree(head.build(config), card.names_for(head).key):
-                known.update(spellings(p.key, head.prefix, card.base, card.also))
+                known.update(spellings(p, head.prefix, card.base, card.also))
     return [k for k in extra if k not in known]
 
 

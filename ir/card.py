@@ -12,7 +12,7 @@ from .layer import Layer
 
 if TYPE_CHECKING:
     from .definition import Definition
-    from .graph import Graph
+    from .graph import Graph, Param
 
 
 class Names:
@@ -58,12 +58,12 @@ AGED = (
 )
 
 
-def spellings(key: str, prefix: str, base: str, also: Mapping[str, Sequence[str]]) -> Iterable[str]:
+def spellings(param: Param, prefix: str, base: str, also: Mapping[str, Sequence[str]]) -> Iterable[str]:
     """The names under which a checkpoint may hold a weight: its own, other ages', and with or without the base model's prefix."""
-    found = [key, *also.get(key, ())]
-    if prefix and key.startswith(prefix + "."):
+    found = [name for key in (param.key, *param.tied) for name in (key, *also.get(key, ()))]
+    if prefix:
         found += [k[len(prefix) + 1 :] for k in found if k.startswith(prefix + ".")]
-    elif base and not prefix:
+    elif base:
         found += [f"{base}.{k}" for k in found]
     for k in found:
         yield k
@@ -163,7 +163,7 @@ def inputs_of(common: Callable[[Any], Mapping[str, str]], **others: str | Callab
 
 TASKS = {
     "causal-lm": ("ForCausalLM", "LMHeadModel"),
-    "masked-lm": ("ForMaskedLM",),
+    "masked-lm": ("ForMaskedLM", "WithLMHeadModel"),
     "sequence-classification": ("ForSequenceClassification",),
     "token-classification": ("ForTokenClassification",),
     "question-answering": ("ForQuestionAnswering",),

@@ -59,15 +59,17 @@ class Value:
 class Param(Value):
     """A leaf of a model. `name` is its place in the layer tree, `key` its name in the checkpoint; both are set before tracing.
 
+    One that stands in several places (a tied weight) has the keys of the others in `tied`, under which a checkpoint may hold it too.
     `init` names how a new one is drawn ("fan_in", "normal", "zeros" or "ones"), or is the array itself: a buffer that a checkpoint need not
     hold. Integer and statistic buffers are not trainable.
     """
 
-    __slots__ = ("init", "key", "trainable")
+    __slots__ = ("init", "key", "tied", "trainable")
 
     def __init__(self, *shape: int, dtype: str = "f32", init: Any = "fan_in", trainable: bool = True):
         super().__init__(Type(dtype, shape))
         self.key, self.init, self.trainable = "", init, trainable and dtype in ("f32", "f16", "bf16", "f64")
+        self.tied: tuple[str, ...] = ()
 
 
 class Node:

@@ -66,8 +66,10 @@ def name_tree(layer: Layer, key: Callable[[str], str] = lambda name: name) -> li
         if isinstance(item, Layer):
             item.path = path
         elif item not in params:
-            item.name, item.key = path, key(path)
+            item.name, item.key, item.tied = path, key(path), ()
             params[item] = None
+        else:
+            item.tied += (key(path),)
     return list(params)
 
 

@@ -8,21 +8,13 @@ from ..ir.card import Card
 _USUAL = ("input_ids", "attention_mask", "token_type_ids")
 
 
-def _pretraining(c: nn.RelativeTextConfig) -> nn.PreTraining:
-    body = nn.TextEncoder(c)
-    return nn.PreTraining(body, **nn.word_scores(c, body), decide=nn.Linear(c.hidden_size, 2))
-
-
 CARD = Card(
     model_type="bert",
     config=nn.RelativeTextConfig,
     base="bert",
     heads={
         **nn.text_heads("Bert", nn.TextEncoder, "bert", usual=_USUAL, causal="BertLMHeadModel"),
-        "BertForPreTraining": nn.text_head(_pretraining, "bert", usual=_USUAL, labels="i64[batch seq]", next_sentence_label="i64[batch]"),
-        "BertForNextSentencePrediction": nn.text_head(
-            lambda c: nn.NextSentence(nn.TextEncoder(c), c.hidden_size), "bert", usual=_USUAL, labels="i64[batch]"
-        ),
+        **nn.pair_heads("Bert", nn.TextEncoder, "bert", usual=_USUAL),
     },
     names={**nn.TEXT_NAMES, **nn.BERT_WORDS},
     also={"cls.predictions.bias": ["cls.predictions.decoder.bias"]},

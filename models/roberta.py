@@ -25,7 +25,7 @@ class Roberta(nn.TextEncoder):
 def roberta_words(c, body) -> dict[str, nn.Transform | nn.Vocabulary]:
     """The parts of its language model, whose activation is always GELU."""
     parts = nn.word_scores(c, body)
-    return parts | {"transform": nn.Transform(c.hidden_size, c.hidden_size, nn.ACTIVATIONS["gelu"], c.layer_norm_eps)}
+    return parts | {"transform": nn.Transform(c.hidden_size, c.embedding_width, nn.ACTIVATIONS["gelu"], c.layer_norm_eps)}
 
 
 def roberta_card(model_type: str, family: str, base: str = "roberta", *, body=Roberta, config=RobertaConfig) -> Card:

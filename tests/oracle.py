@@ -24,12 +24,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import oracle_specs
 from filelock import FileLock
 from oracle_specs import SPECS, Arrays, configure, frames, labels
 
 CACHE = Path(os.environ.get("INTERLINGUA_ORACLE_CACHE", Path(__file__).parent.parent / ".cache" / "oracle"))
 REFERENCE = "4.57.6"
 ON_DEMAND = ("hidden_states", "attentions", "past_key_values")
+MASKED = [np.finfo(dtype).min for dtype in (np.float32, np.float64)]  # what the reference holds for a masked score, by its precision
 
 
 @dataclass(frozen=True)
@@ -68,11 +70,12 @@ class Case:
         return [name for name in self.outputs if not any(part in name for part in ON_DEMAND)]
 
     def live(self, name: str, array: np.ndarray) -> np.ndarray:
-        """True where `array`, shaped as output `name`, belongs to an unpadded position; what the reference holds elsewhere has no meaning."""
+        """True where the reference's `array`, an output `name`, belongs to an unpadded position; what it holds elsewhere has no meaning."""
+        seen = ~np.isin(array, MASKED)
         for pattern, mask in self.masks:
             if fnmatch.fnmatch(name, pattern) and (spread := _spread(mask, array.shape)) is not None:
-                return np.broadcast_to(spread, array.shape)
-        return np.ones(array.shape, bool)
+                return spread & seen
+        return seen
 
     def error(self, name: str, array: np.ndarray) -> float:
         """The greatest difference between `array` and output `name` over live positions."""
@@ -115,14 +118,25 @@ class Case:
 
 def case(spec: str, head: str, config: dict[str, Any] | None = None, inputs: dict[str, Any] | None = None, seed: int = 0) -> Case:
     """The case of one head with configuration and input options overridden (see `oracle_specs`); built once, read from disk afterwards."""
-    request = {"spec": spec, "head": head, "config": config or {}, "inputs": inputs or {}, "seed": seed}
-    folder = CACHE / f"{head}-{hashlib.sha256((json.dumps(request, sort_keys=True) + _sources()).encode()).hexdigest()[:16]}"
+    return _cached({"spec": spec, "head": head, "config": configure(spec, head, config or {}), "inputs": inputs or {}, "seed": seed}, None, None)
+
+
+def derived_case(head: str, model_type: str, config: dict[str, Any], inputs: Arrays, labels: Arrays | None) -> Case:
+    """The case of one head with these fields of config.json, inputs and labels (None: the head has no loss)."""
+    return _cached({"spec": "", "model_type": model_type, "head": head, "config": config, "inputs": {}, "seed": 0}, inputs, labels)
+
+
+def _cached(request: dict[str, Any], inputs: Arrays | None, given: Arrays | None) -> Case:
+    head, key = request["head"], hashlib.sha256((json.dumps(request, sort_keys=True) + _machinery(request["spec"])).encode())
+    for name, array in sorted({**(inputs or {}), **(given or {})}.items()):
+        key.update(name.encode() + str((array.dtype, array.shape)).encode() + array.tobytes())
+    folder = CACHE / f"{head}-{key.hexdigest()[:16]}"
     CACHE.mkdir(parents=True, exist_ok=True)
     with FileLock(str(folder) + ".lock"):
         if not folder.exists():
             building = folder.with_name(f"{folder.name}.{os.getpid()}")
             shutil.rmtree(building, ignore_errors=True)
-            _build(request, building)
+            _build(request, building, inputs, given)
             building.rename(folder)
     meta = json.loads((folder / "case.json").read_text())
     made = {name: _read(folder / f"{name}.npz") for name in ("inputs", "labels", "outputs", "outputs64", "masks")}
@@ -132,10 +146,11 @@ def case(spec: str, head: str, config: dict[str, Any] | None = None, inputs: dic
 
 
 @functools.cache
-def _sources() -> str:
-    """What besides the request determines a case: the text of these two files and the versions of the reference and of PyTorch."""
-    text = "".join((Path(__file__).parent / name).read_text() for name in ("oracle.py", "oracle_specs.py"))
-    return text + importlib.metadata.version("transformers") + importlib.metadata.version("torch")
+def _machinery(spec: str) -> str:
+    """What besides the request determines a case: this file, how the spec draws its inputs, and versions."""
+    text = Path(__file__).read_text() + importlib.metadata.version("transformers") + importlib.metadata.version("torch")
+    drawing = [f for f in vars(oracle_specs).values() if inspect.isfunction(f) and f.__module__ == oracle_specs.__name__] if spec else []
+    return text + "".join(map(inspect.getsource, drawing))
 
 
 def _read(path: Path) -> Arrays:
@@ -205,9 +220,8 @@ def _reference() -> Iterator[tuple[Any, Any]]:
 def _model(request: dict[str, Any]) -> Any:
     """The head in eval mode with weights drawn anew: the library's own start (deviation 0.02, norms 1 and 0) hides errors."""
     torch = importlib.import_module("torch")
-    spec, head = SPECS[request["spec"]], request["head"]
-    kind = getattr(importlib.import_module(f"transformers.models.{spec.module}.modeling_{spec.module}"), head)
-    config = kind.config_class.from_dict(configure(request["spec"], head, request["config"]), attn_implementation="eager")
+    kind = getattr(importlib.import_module("transformers"), request["head"])
+    config = kind.config_class.from_dict(request["config"], attn_implementation="eager")
     torch.manual_seed(request["seed"])
     model = kind(config).eval()
     _redraw(model, request["seed"], request["inputs"].get("gain", {}))
@@ -218,7 +232,7 @@ def _redraw(model: Any, seed: int, gain: dict[str, float]) -> None:
     torch = importlib.import_module("torch")
     generator = torch.Generator().manual_seed(seed + 1000)
     with torch.no_grad():
-        for name, weight in sorted(model.named_parameters()):
+        for name, weight in sorted((n, w) for n, w in model.named_parameters() if w.requires_grad):  # tables of sines stay what they are
             noise = torch.randn(weight.shape, generator=generator)
             owner = model.get_submodule(name.rpartition(".")[0])
             if weight.ndim == 1 and name.endswith("weight") and "Norm" in type(owner).__name__:
@@ -233,7 +247,25 @@ def _redraw(model: Any, seed: int, gain: dict[str, float]) -> None:
                 weight.mul_(factor if name.endswith(suffix) else 1.0)
 
 
-def _calibrate(model: Any, request: dict[str, Any]) -> None:
+def _calibrate(model: Any, request: dict[str, Any], inputs: Arrays) -> None:
+    """What a model learns of its activations from running: statistics of batch norms, ranges of what is rounded to integers."""
+    if any(hasattr(module, "act_range_momentum") for module in model.modules()):
+        _settle_ranges(model, inputs)
+    else:
+        _settle_norms(model, request)
+
+
+def _settle_ranges(model: Any, inputs: Arrays) -> None:
+    """I-BERT's ranges := those of two passes over the inputs."""
+    torch = importlib.import_module("torch")
+    for module in (m for m in model.modules() if isinstance(m, torch.nn.Dropout)):
+        module.p = 0.0
+    for _ in range(2):
+        model.train()(**{name: torch.from_numpy(array.copy()) for name, array in inputs.items()})
+    model.eval()
+
+
+def _settle_norms(model: Any, request: dict[str, Any]) -> None:
     """Batch-norm statistics := those of six other inputs, a little off; a deep net with arbitrary ones does not depend on its input."""
     torch = importlib.import_module("torch")
     generator = torch.Generator().manual_seed(request["seed"])
@@ -271,7 +303,17 @@ def _run(model: Any, inputs: Arrays, options: dict[str, Any], wide: bool = False
             if hasattr(module, "reorder_and_upcast_attn"):
                 module.reorder_and_upcast_attn = False  # the same mathematics, but insists on float32
     with torch.no_grad(), _widening(torch) if wide else nullcontext():
-        return {name: t.numpy().copy() for name, t in flatten(model(**tensors, **asked, **options.get("flags", {})))}
+        return {name: t.numpy().copy() for name, t in flatten(_called(model, **tensors, **asked, **options.get("flags", {})))}
+
+
+def _called(model: Any, **given: Any) -> Any:
+    """The reference's outputs by name; RetriBERT returns its loss alone and has its vectors from two other methods."""
+    out = model(**given)
+    if type(model).__name__ != "RetriBertModel":
+        return out
+    questions = model.embed_questions(given["input_ids_query"], given.get("attention_mask_query"))
+    answers = model.embed_answers(given["input_ids_doc"], given.get("attention_mask_doc"))
+    return {"loss": out, "question_embeds": questions, "answer_embeds": answers}
 
 
 @contextmanager
@@ -280,8 +322,8 @@ def _widening(torch: Any) -> Iterator[None]:
 
     class Widening(torch.overrides.TorchFunctionMode):
         def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            kwargs = kwargs or {}
-            if any(isinstance(a, torch.Tensor) and a.is_floating_point() for a in args):  # integers (T5's buckets) must round as in float32
+            kwargs, makes = kwargs or {}, function in (torch.zeros, torch.ones, torch.empty, torch.full)
+            if makes or any(isinstance(a, torch.Tensor) and a.is_floating_point() for a in args):  # integers (T5's buckets) must round as in float32
                 if function is torch.Tensor.float:
                     return args[0].double()
                 args = tuple(torch.float64 if a is torch.float32 else a for a in args)
@@ -310,12 +352,13 @@ def flatten(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
         yield from flatten(item, f"{name}.{key}" if name else str(key))
 
 
-def _build(request: dict[str, Any], folder: Path) -> None:
+def _build(request: dict[str, Any], folder: Path, inputs: Arrays | None, given: Arrays | None) -> None:
     with _reference():
         model = _model(request)
-        _calibrate(model, request)
-        inputs = _inputs(request, model.config, request["inputs"], request["seed"])
-        given = labels(request["head"], model.config, inputs, np.random.default_rng(request["seed"] + 99))
+        if inputs is None:
+            inputs = _inputs(request, model.config, request["inputs"], request["seed"])
+            given = labels(request["head"], model.config, inputs, np.random.default_rng(request["seed"] + 99))
+        _calibrate(model, request, inputs)
         masks = _masks(request["spec"], request["head"], model.config, inputs)
         model.save_pretrained(folder)
         arrays = {name: value for name, value in (given or {}).items() if isinstance(value, np.ndarray)}
@@ -334,16 +377,16 @@ def _write_gradients(made: Case, path: Path) -> None:
     with _reference() as (torch, _):
         request = json.loads((made.folder / "case.json").read_text())
         model = _model(request)
-        _calibrate(model, request)
+        _calibrate(model, request, made.inputs)
         dropped = request["inputs"].get("loss_drop", ())
         given = {name: value for name, value in {**made.inputs, **(made.labels or {})}.items() if name not in dropped}
         takes = inspect.signature(type(model).forward).parameters
         given = {name: torch.from_numpy(value.copy()) if isinstance(value, np.ndarray) else value for name, value in given.items()}
-        out = model(**given, **made.flags, **({"use_cache": False} if "use_cache" in takes else {}))
+        out = _called(model, **given, **made.flags, **({"use_cache": False} if "use_cache" in takes else {}))
         losses = {name: out[name] for name in ("loss", "mc_loss") if out.get(name) is not None}
         sum(losses.values()).backward()
         stored = _stored_keys(made.folder)
-        weights = {k: w for k, w in model.named_parameters(remove_duplicate=False) if k in stored}
+        weights = {k: w for k, w in model.named_parameters(remove_duplicate=False) if k in stored and w.requires_grad}
         arrays = {f"grad/{k}": np.zeros(w.shape, np.float32) if w.grad is None else w.grad.numpy() for k, w in weights.items()}
         part = path.with_suffix(".part.npz")
         np.savez(part, **arrays, **{f"loss/{name}": loss.detach().numpy() for name, loss in losses.items()})

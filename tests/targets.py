@@ -10,6 +10,9 @@ import numpy as np
 from oracle import Case
 
 import interlingua as il
+from interlingua.ir.graph import Graph
+from interlingua.ir.passes import push_slices
+from interlingua.ir.table import lower, run
 from interlingua.model import Model
 
 Arrays = dict[str, np.ndarray]
@@ -48,8 +51,20 @@ def forward(model: Model, target: str, case: Case, outputs: Iterable[str], folde
     return session(**taken)
 
 
-def gradients(model: Model, framework: str, inputs: Mapping[str, Any], losses: Iterable[str]) -> tuple[dict[str, float], Arrays]:
+def forward_by_op(model: Model, target: str, case: Case, outputs: Iterable[str]) -> Arrays:
+    """What `forward` gives on "tensorflow" or "jax", op by op: they keep what they compile for an op, so that all heads of like sizes share it."""
+    inputs = present(model, case)
+    return _BY_OP[target](model, model.graph(inputs, list(outputs)), case.inputs, list(outputs))
+
+
+def gradients(
+    model: Model, framework: str, inputs: Mapping[str, Any], losses: Iterable[str], *, by_op: bool = False
+) -> tuple[dict[str, float], Arrays]:
     """The losses, and the gradient of their sum for every trainable parameter by checkpoint name."""
+    if framework == "tensorflow" and by_op:
+        return _tensorflow_by_op(model, inputs, list(losses))
+    if framework == "jax":
+        return _jax(model, inputs, list(losses), jit=not by_op)
     return _GRADIENTS[framework](model, inputs, list(losses))
 
 
@@ -63,7 +78,7 @@ def _torch(model: Model, inputs: Mapping[str, Any], losses: list[str]) -> tuple[
     return {k: float(v.detach()) for k, v in made.items()}, found
 
 
-def _jax(model: Model, inputs: Mapping[str, Any], losses: list[str]) -> tuple[dict[str, float], Arrays]:
+def _jax(model: Model, inputs: Mapping[str, Any], losses: list[str], jit: bool = True) -> tuple[dict[str, float], Arrays]:
     import jax
 
     fn, params = model.to_jax(outputs=losses)
@@ -74,7 +89,8 @@ def _jax(model: Model, inputs: Mapping[str, Any], losses: list[str]) -> tuple[di
         made = fn(params, **arrays, **flags)
         return sum(made.values()), made
 
-    (_, made), found = jax.jit(jax.value_and_grad(total, has_aux=True))(params, arrays)
+    function = jax.value_and_grad(total, has_aux=True)
+    (_, made), found = (jax.jit(function) if jit else function)(params, arrays)
     return {k: float(v) for k, v in made.items()}, {k: np.asarray(v) for k, v in found.items()}
 
 
@@ -92,6 +108,44 @@ def _tensorflow(model: Model, inputs: Mapping[str, Any], losses: list[str]) -> t
     return {k: float(v) for k, v in made.items()}, {key_of[id(v)]: dense(g) for v, g in zip(net.trainable_variables, found, strict=True)}
 
 
+def _tensorflow_run(graph: Graph, weights: Mapping[str, Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
+    import tensorflow as tf
+
+    from interlingua.frontends.tensorflow_table import TF
+
+    low = lower(push_slices(graph), TF)
+    feed = {p: tf.convert_to_tensor(weights[p.key]) for p in low.params()}
+    return run(low, TF, feed | {v: tf.constant(inputs[v.name]) for v in graph.inputs})
+
+
+def _tensorflow_by_op(model: Model, inputs: Mapping[str, Any], losses: list[str]) -> tuple[dict[str, float], Arrays]:
+    import tensorflow as tf
+
+    from interlingua.frontends.tensorflow import variables_of
+
+    weights = variables_of(model.weights, model.params)
+    trained = {p.key: weights[p.key] for p in model.params if p.trainable}
+    with tf.GradientTape() as tape:
+        made = _tensorflow_run(model.graph([*inputs], losses), weights, inputs)
+        total = tf.add_n(list(made.values()))
+    found = tape.gradient(total, trained, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+    return {k: float(v) for k, v in made.items()}, {k: tf.convert_to_tensor(g).numpy() for k, g in found.items()}
+
+
+def _tensorflow_outputs(model: Model, graph: Graph, inputs: Arrays, outputs: list[str]) -> Arrays:
+    weights = {p.key: model.weights.array(p.key) for p in graph.params()}
+    return {k: v.numpy() for k, v in _tensorflow_run(graph, weights, inputs).items()}
+
+
+def _jax_outputs(model: Model, graph: Graph, inputs: Arrays, outputs: list[str]) -> Arrays:
+    import jax
+
+    function, params = model.to_jax(outputs=outputs)
+    jax.eval_shape(function, params, **inputs)  # it can be compiled
+    return {k: np.asarray(v) for k, v in function(params, **inputs).items()}
+
+
+_BY_OP: dict[str, Callable[[Model, Graph, Arrays, list[str]], Arrays]] = {"tensorflow": _tensorflow_outputs, "jax": _jax_outputs}
 _GRADIENTS: dict[str, Callable[[Model, Mapping[str, Any], list[str]], tuple[dict[str, float], Arrays]]] = {
     "torch": _torch,
     "jax": _jax,

@@ -7,9 +7,12 @@ import warnings
 
 import numpy as np
 import pytest
+from derived_rows import BROKEN, DERIVED, NAMES, Derived, public_heads
 from oracle import REFERENCE, Case, flatten
 from oracle_specs import SPECS
 from reference_cases import CASES, EDGES, EITHER, VARIANTS, Row
+
+from interlingua import models
 
 EVERY_ROW = [*CASES, *EDGES, *VARIANTS, *EITHER]
 _BARE = ("Bert", "GPT2", "T5", "T5Encoder", "ViT", "ResNet", "Wav2Vec2", "CLIPText", "CLIPVision", "Swin")
@@ -31,8 +34,20 @@ def test_every_head_of_the_reference_has_its_rows(spec: str) -> None:
     assert {name for name in public if not name.endswith("PreTrainedModel")} == set(SPECS[spec].heads)
 
 
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in BROKEN], ids=lambda name: name.replace("_", ""))
+def test_every_head_of_the_reference_is_in_the_card(name: str) -> None:
+    assert public_heads(name) == set(models.card(name).heads)
+
+
 def test_rows_have_names_of_their_own() -> None:
     assert len({str(row) for row in EVERY_ROW}) == len(EVERY_ROW)
+    derived = [*DERIVED.cases, *DERIVED.edges, *DERIVED.variants]
+    assert len({str(row) for row in derived}) == len(derived)
+
+
+@pytest.mark.parametrize("row", DERIVED.cases, ids=str)
+def test_a_derived_row_is_informative(row: Derived) -> None:
+    test_a_row_is_informative(row)
 
 
 @pytest.mark.parametrize("row", CASES, ids=str)
@@ -45,7 +60,7 @@ def test_the_checkpoint_says_what_the_outputs_say(row: Row) -> None:
 
 
 @pytest.mark.parametrize("row", EVERY_ROW, ids=str)
-def test_a_row_is_informative(row: Row) -> None:
+def test_a_row_is_informative(row: Row | Derived) -> None:
     case = row.case()
     assert case.main
     for name in case.main:

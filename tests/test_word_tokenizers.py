@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tokenizer_files
 from processing_files import CORPUS
 
 from interlingua.ir.errors import CheckpointError, ConfigError, InputError, MissingExtraError, UsageError
@@ -70,20 +71,6 @@ def strings(count: int) -> list[str]:
 # -- files -----------------------------------------------------------------------------------------------------------------------------------------
 
 
-def byte_pairs() -> tuple[list[str], list[tuple[str, str]]]:
-    """(pieces, merges) learned from the corpus; some pieces are left out, as publishers do with those that are only steps on the way."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-
-    trained = Tokenizer(models.BPE(end_of_word_suffix="</w>", unk_token="<unk>"))
-    trained.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation()])
-    lines = CORPUS + [text.lower() for text in CORPUS] + ["@USER HTTPURL n't 's :grinning_face:"] * 4
-    trained.train_from_iterator(lines, trainers.BpeTrainer(vocab_size=900, end_of_word_suffix="</w>", show_progress=False))
-    model = json.loads(trained.to_str())["model"]
-    pieces = sorted(model["vocab"], key=model["vocab"].get)
-    gone = set(pieces[60:400:7])
-    return [piece for piece in pieces if piece not in gone], [tuple(merge) for merge in model["merges"]]
-
-
 @pytest.fixture(scope="module")
 def files(tmp_path_factory) -> Path:
     """A folder with a folder of tokenizer files for each layout."""
@@ -92,14 +79,8 @@ def files(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("words")
     for name in ("moses", "fairseq", "wordpiece", "none"):
         (root / name).mkdir()
-    pieces, merges = byte_pairs()
-    lines = "".join(f"{left} {right} {len(merges) - i}\n" for i, (left, right) in enumerate(merges))
-    special = ["<s>", "</s>", "<pad>", "<unk>", *(f"<special{i}>" for i in range(10))]
-    (root / "moses/vocab.json").write_text(json.dumps({token: i for i, token in enumerate([*special, *pieces])}), encoding="utf-8")
-    (root / "moses/merges.txt").write_text(lines, encoding="utf-8")
-    counted = [piece.removesuffix("</w>") if piece.endswith("</w>") else piece + "@@" for piece in pieces]
-    (root / "fairseq/vocab.txt").write_text("".join(f"{token} 7\n" for token in dict.fromkeys(counted)), encoding="utf-8")
-    (root / "fairseq/bpe.codes").write_text(lines, encoding="utf-8")
+    tokenizer_files.moses(root / "moses")
+    tokenizer_files.fastbpe(root / "fairseq")
     trained = BertWordPieceTokenizer(lowercase=False, strip_accents=False)
     trained.train_from_iterator(CORPUS + [text.lower() for text in CORPUS], vocab_size=500, show_progress=False)
     words = sorted(trained.get_vocab(), key=trained.get_vocab().get)

@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from processing_files import write
+from processing_files import CORPUS, write
 from tokenizer_corpus import WORDS, texts
 
 Options = dict[str, Any]
@@ -76,6 +76,41 @@ def _sentencepiece(kind: str, options: tuple[tuple[str, Any], ...]) -> bytes:
 def sentencepiece(folder: Path, file: str, kind: str = "unigram", **options: Any) -> None:
     """A sentencepiece model file."""
     (folder / file).write_bytes(_sentencepiece(kind, tuple(options.items())))
+
+
+@cache
+def ended_pairs() -> tuple[list[str], list[tuple[str, str]]]:
+    """(pieces, merges) whose last pieces end in </w>; some pieces are left out, as publishers do with those that are only steps on the way."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+    trained = Tokenizer(models.BPE(end_of_word_suffix="</w>", unk_token="<unk>"))
+    trained.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation()])
+    known = CORPUS + [text.lower() for text in CORPUS] + ["@USER HTTPURL n't 's :grinning_face:"] * 4
+    trained.train_from_iterator(known, trainers.BpeTrainer(vocab_size=900, end_of_word_suffix="</w>", show_progress=False))
+    model = json.loads(trained.to_str())["model"]
+    pieces = sorted(model["vocab"], key=model["vocab"].get)
+    gone = set(pieces[60:400:7])
+    return [piece for piece in pieces if piece not in gone], [tuple(merge) for merge in model["merges"]]
+
+
+def _numbered(merges: list[tuple[str, str]]) -> str:
+    return "".join(f"{left} {right} {len(merges) - i}\n" for i, (left, right) in enumerate(merges))
+
+
+def moses(folder: Path) -> None:
+    """vocab.json and merges.txt of XLM and FlauBERT"""
+    pieces, merges = ended_pairs()
+    special = ["<s>", "</s>", "<pad>", "<unk>", *(f"<special{i}>" for i in range(10))]
+    (folder / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate([*special, *pieces])}), encoding="utf-8")
+    (folder / "merges.txt").write_text(_numbered(merges), encoding="utf-8")
+
+
+def fastbpe(folder: Path) -> None:
+    """vocab.txt and bpe.codes of BERTweet and PhoBERT"""
+    pieces, merges = ended_pairs()
+    counted = [piece.removesuffix("</w>") if piece.endswith("</w>") else piece + "@@" for piece in pieces]
+    (folder / "vocab.txt").write_text("".join(f"{token} 7\n" for token in dict.fromkeys(counted)), encoding="utf-8")
+    (folder / "bpe.codes").write_text(_numbered(merges), encoding="utf-8")
 
 
 ALBERT: Options = {"pad_id": 0, "unk_id": 1, "bos_id": -1, "eos_id": -1, "control_symbols": "[CLS],[SEP],[MASK]", "user_defined_symbols": "(,@user"}

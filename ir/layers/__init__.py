@@ -22,7 +22,7 @@ from .basic import ACTIVATIONS, Affine, BatchNorm, Conv, DropPath, Dropout, Embe
 from .heads import ClassificationHead, LanguageModel, MultipleChoice, NextSentence, Pooler, PreTraining, Projected
 from .heads import SequenceClassifier, SequenceSummary, SpanClassifier, SummaryConfig, TokenClassifier, Transform, Vocabulary
 from .heads import causal_loss, classification_loss, contrastive_loss, first_state, label_type, last_token, pick, pooled, rest, scored
-from .heads import text_inputs, with_choices
+from .heads import spanned, text_inputs, with_choices
 from .pooling import POOLING, SentenceEmbedding
 from .positions import RelativeAttention, RelativeBias, Sinusoids
 from .text import BERT_WORDS, ROBERTA_WORDS, TEXT_NAMES, DecoderTextConfig, PaddedEmbeddings, RelativeTextConfig, TextConfig, TextEmbeddings

@@ -195,6 +195,18 @@ class TokenClassifier(Layer):
         return scored(out, self.classifier(self.dropout(out["last_hidden_state"])), labels)
 
 
+def position_loss(logits: Value, positions: Value) -> Value:
+    """The loss of logits [batch seq] for places i64[batch]; those behind the end do not count."""
+    length = logits.shape[1]
+    return ops.cross_entropy(logits, ops.minimum(ops.maximum(positions, 0), length), ignore=length)
+
+
+def spanned(out: Outputs, start: Value, end: Value, starts: Value | None, ends: Value | None, loss: Any = position_loss) -> Outputs:
+    """What a head returns that finds spans: the logits of both ends, the mean of their losses where both places are given, the body's rest."""
+    both = starts is not None and ends is not None
+    return {"loss": (loss(start, starts) + loss(end, ends)) / 2.0 if both else None, "start_logits": start, "end_logits": end, **rest(out)}
+
+
 class SpanClassifier(Layer):
     """Where an answer starts and ends."""
 
@@ -207,16 +219,7 @@ class SpanClassifier(Layer):
         """-> start_logits and end_logits [batch seq], loss where both positions are given (those behind the end are ignored)."""
         out = self.body(**inputs)
         both = self.qa_outputs(self.dropout(out["last_hidden_state"]))
-        start, end = both[..., 0], both[..., 1]
-        loss = None
-        if start_positions is not None and end_positions is not None:
-            loss = (_position_loss(start, start_positions) + _position_loss(end, end_positions)) / 2.0
-        return {"loss": loss, "start_logits": start, "end_logits": end, **rest(out)}
-
-
-def _position_loss(logits: Value, positions: Value) -> Value:
-    length = logits.shape[1]
-    return ops.cross_entropy(logits, ops.minimum(ops.maximum(positions, 0), length), ignore=length)
+        return spanned(out, both[..., 0], both[..., 1], start_positions, end_positions)
 
 
 class MultipleChoice(Layer):
@@ -226,9 +229,10 @@ class MultipleChoice(Layer):
         self.body, self.dropout, self.classifier, self.pool = body, Dropout(dropout), classifier, pool
 
     def forward(self, labels: Value | None = None, **inputs: Value | None) -> Outputs:
-        """Inputs [batch choices seq] -> logits [batch choices], loss where labels [batch] are given."""
+        """Inputs [batch choices seq], others as they are -> logits [batch choices], loss where labels [batch] are given."""
         first = next(x for x in inputs.values() if x is not None)
-        flat = {k: None if x is None else ops.view(x, (x.shape[0] * x.shape[1], *x.shape[2:])) for k, x in inputs.items()}
+        together = lambda x: ops.view(x, (x.shape[0] * x.shape[1], *x.shape[2:])) if x.shape[:2] == first.shape[:2] else x
+        flat = {k: None if x is None else together(x) for k, x in inputs.items()}
         out = self.body(**flat)
         logits = ops.view(self.classifier(self.dropout(self.pool(out, flat))), first.shape[:2])
         return scored(out, logits, labels)

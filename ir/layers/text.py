@@ -218,12 +218,22 @@ def text_head(build: Callable[[Any], Layer], prefix: str, inputs: Any = encoder_
 
 
 def text_heads(
-    family: str, body: Any, prefix: str, *, inputs: Any = encoder_inputs, usual=USUAL, words: Any = word_scores, causal="", classifier: Any = None
+    family: str,
+    body: Any,
+    prefix: str,
+    *,
+    inputs: Any = encoder_inputs,
+    usual: Any = USUAL,
+    words: Any = word_scores,
+    causal: str = "",
+    classifier: Any = None,
+    summary: Any = None,
 ) -> dict[str, Head]:
     """The heads that nearly every encoder has, by the reference's class names, which begin with `family`.
 
     `body(c, pool=...)` makes the encoder, `words(c, body)` the parts of its language model, which is also the head `causal` where that is named.
-    `classifier(c)` decides from the first state; without it a linear layer does, from the pooled one.
+    `classifier(c)` decides from the first state, `summary(c)` makes of a body's outputs what multiple choice looks at; without them that is the
+    pooled state.
     """
 
     def language_model(c: Any, causal: bool = False) -> Layer:
@@ -235,7 +245,10 @@ def text_heads(
             return heads.SequenceClassifier(body(c), Linear(c.hidden_size, c.labels), c, c.head_dropout)
         return heads.SequenceClassifier(body(c, pool=False), classifier(c), c, c.head_dropout, heads.first_state)
 
-    choose = lambda c: heads.MultipleChoice(body(c), Linear(c.hidden_size, 1), c.head_dropout)
+    def choose(c: Any) -> Layer:
+        chosen = (c.head_dropout,) if summary is None else (0.0, summary(c))
+        return heads.MultipleChoice(body(c), Linear(c.hidden_size, 1), *chosen)
+
     mark = lambda c: heads.TokenClassifier(body(c, pool=False), c.hidden_size, c.labels, c.head_dropout)
     find = lambda c: heads.SpanClassifier(body(c, pool=False), c.hidden_size, c.labels)
     place, places = "i64[batch]", "i64[batch seq]"

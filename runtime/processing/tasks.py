@@ -145,7 +145,7 @@ _CLASSES = "ForSequenceClassification"
 _SEQUENCES = ("ForConditionalGeneration", "Seq2SeqLM")
 
 TASKS: dict[str, Task] = {
-    "fill-mask": Task(texts.fill_mask, "masked-lm", ("ForMaskedLM",)),
+    "fill-mask": Task(texts.fill_mask, "masked-lm", ("ForMaskedLM", "WithLMHeadModel")),
     "text-classification": Task(media.text_classification, "sequence-classification", (_CLASSES,), also=("sentiment-analysis",), **_PAIR),
     "token-classification": Task(tokens.token_classification, "token-classification", ("ForTokenClassification",), token_inputs, also=("ner",)),
     "question-answering": Task(
