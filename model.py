@@ -61,8 +61,7 @@ class Model(Definition):
     def _remade(self, weights: Weights) -> Model:
         options = {"usual": self.usual, "always": self.always, "flags": self.flags, "name": self.name}
         parts = {"config": self.config, "card": self.card, "head": self.head, "folder": self.folder, "values": self.values}
-        keys = {p.name: p.key for p in self.params}
-        return Model(self.layer, self.inputs, weights, key=keys.__getitem__, **options, **parts)
+        return Model(self.layer, self.inputs, weights, key=self.key, **options, **parts)
 
     def to_torch(self, *, outputs: Sequence[str] | None = None, **options: Any) -> Any:
         """A `torch.nn.Module` with real parameters under checkpoint names; `net(**inputs) -> dict` trains and compiles."""

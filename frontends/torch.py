@@ -200,8 +200,7 @@ class TorchModule(Group):
 
     def __init__(self, definition: Definition, outputs: Sequence[str] | None, device: Any, dtype: str | None):
         super().__init__()
-        keys = {p.name: p.key for p in definition.params}
-        options = {"usual": definition.usual, "always": definition.always, "flags": definition.flags, "key": keys.__getitem__}
+        options = {"usual": definition.usual, "always": definition.always, "flags": definition.flags, "key": definition.key}
         self._name = options["name"] = definition.name
         self._definition: Definition | None = Definition(definition.layer, definition.inputs, ArrayWeights({}), **options)
         self._outputs = None if outputs is None else tuple(outputs)

@@ -166,7 +166,7 @@ TASKS = {
     "masked-lm": ("ForMaskedLM", "WithLMHeadModel"),
     "sequence-classification": ("ForSequenceClassification",),
     "token-classification": ("ForTokenClassification",),
-    "question-answering": ("ForQuestionAnswering",),
+    "question-answering": ("ForQuestionAnsweringSimple", "ForQuestionAnswering"),
     "multiple-choice": ("ForMultipleChoice",),
     "next-sentence-prediction": ("ForNextSentencePrediction",),
     "pretraining": ("ForPreTraining",),

@@ -44,7 +44,7 @@ class Definition:
         key: Callable[[str], str] = lambda name: name,
         name: str = "",
     ):
-        self.layer, self.inputs, self.weights = layer, dict(inputs), weights
+        self.layer, self.inputs, self.weights, self.key = layer, dict(inputs), weights, key
         self.usual = tuple(inputs if usual is None else usual)
         self.always, self.flags = tuple(always), dict(flags or {})
         self.name = name or type(layer).__name__

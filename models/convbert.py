@@ -12,8 +12,9 @@ from ..ir.config import only
 from ..ir.errors import ConfigError
 from ..ir.graph import Param, Value
 from ..ir.layer import Layer
+from .electra import state_summary
 from .roberta import roberta_words
-from .roformer import LastSummaryConfig, activated_head, state_summary
+from .roformer import LastSummaryConfig, activated_head
 
 
 @dataclass(kw_only=True)

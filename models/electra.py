@@ -61,20 +61,20 @@ def _classifier(c: ElectraConfig) -> nn.ClassificationHead:
     return nn.ClassificationHead(c.hidden_size, c.labels, c.head_dropout, ops.gelu)
 
 
-def _choices(c: ElectraConfig) -> nn.MultipleChoice:
-    return nn.MultipleChoice(nn.TextEncoder(c, pool=False), nn.Linear(c.hidden_size, 1), pool=Summary(c, c.hidden_size))
+def state_summary(c: Any) -> Summary:
+    """The summary of states that multiple choice looks at."""
+    return Summary(c, c.hidden_size)
 
+
+_OPTIONS = {"words": roberta_words, "classifier": _classifier, "summary": state_summary}
 
 CARD = Card(
     model_type="electra",
     config=ElectraConfig,
     base="electra",
     heads={
-        **nn.text_heads(
-            "Electra", partial(nn.TextEncoder, pool=False), "electra", words=roberta_words, causal="ElectraForCausalLM", classifier=_classifier
-        ),
+        **nn.text_heads("Electra", partial(nn.TextEncoder, pool=False), "electra", causal="ElectraForCausalLM", **_OPTIONS),
         "ElectraForPreTraining": nn.text_head(Discriminator, "electra", labels="i64[batch seq]"),
-        "ElectraForMultipleChoice": nn.text_head(_choices, "electra", lambda c: nn.with_choices(nn.encoder_inputs(c)), labels="i64[batch]"),
     },
     names={
         **nn.TEXT_NAMES,

@@ -12,7 +12,7 @@ from ..ir.card import Card
 from ..ir.config import choice, only
 from ..ir.errors import ConfigError
 from ..ir.graph import Param, Value, current
-from .electra import Summary
+from .electra import state_summary
 
 
 @dataclass(kw_only=True)
@@ -92,11 +92,6 @@ class RoFormer(nn.TextEncoder):
 def activated_head(c: Any) -> nn.ClassificationHead:
     """A classifier of the first state with the model's own activation."""
     return nn.ClassificationHead(c.hidden_size, c.labels, c.head_dropout, nn.ACTIVATIONS[c.hidden_act])
-
-
-def state_summary(c: Any) -> Summary:
-    """The summary of states that multiple choice looks at."""
-    return Summary(c, c.hidden_size)
 
 
 _OPTIONS = {"classifier": activated_head, "summary": state_summary, "usual": ("input_ids", "attention_mask", "token_type_ids")}

@@ -140,7 +140,7 @@ class Wav2Vec2(Layer):
         self.hidden = Param(c.hidden_size, init="normal") if c.mask_time_prob or c.mask_feature_prob else None
         self.positions = nn.PositionConv(c.hidden_size, c.num_conv_pos_embeddings, c.num_conv_pos_embedding_groups, c.feat_extract_activation)
         self.norm, self.dropout = nn.LayerNorm(c.hidden_size, c.layer_norm_eps), nn.Dropout(c.hidden_dropout)
-        self.blocks = [_block(c) for _ in range(c.num_hidden_layers)]
+        self.blocks, self.drop = [_block(c) for _ in range(c.num_hidden_layers)], nn.LayerDrop(c.layerdrop)
         self.adapter, self.config = Adapter(c) if c.add_adapter else None, c
 
     def forward(self, input_values, attention_mask=None, mask_time_indices=None):
@@ -161,18 +161,10 @@ class Wav2Vec2(Layer):
         x, last_norm = x + self.positions(x), self.config.do_stable_layer_norm
         states = [self.dropout(x if last_norm else self.norm(x))]
         for block in self.blocks:
-            states.append(self._perhaps(states[-1], block(states[-1], mask)))
+            states.append(self.drop(states[-1], block(states[-1], mask)))
         if last_norm:
             states[-1] = self.norm(states[-1])
         return states[-1], states
-
-    def _perhaps(self, x: Value, y: Value) -> Value:
-        """y, or x where a whole layer is dropped while training (https://arxiv.org/abs/1909.11556)."""
-        graph = current()
-        if not (graph.training and self.config.layerdrop):
-            return y
-        drawn = ops.random_uniform(graph.random_key(), shape=(1, 1, 1), site=graph.random_site())
-        return ops.where(drawn < self.config.layerdrop, x, y)
 
     def _augment(self, x: Value, masked: Value | None) -> Value:
         """Hides the frames asked for; while training, random spans of frames and of channels where none are."""

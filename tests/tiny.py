@@ -349,8 +349,8 @@ OWN: dict[str, Own] = {
         leave_out={"ForQuestionAnswering": ("token_type_ids",)},
     ),
     "canine": Own(
-        config={"num_hash_functions": (4, 2), "num_hash_buckets": (40, 24), "local_transformer_stride": (8, 8), "downsampling_rate": (4, 4)}
-        | {"upsampling_kernel_size": (4, 3)},
+        config={"num_hash_functions": (4, 2), "num_hash_buckets": (40, 31), "max_position_embeddings": (40, 31), "local_transformer_stride": (8, 8)}
+        | {"downsampling_rate": (4, 4), "upsampling_kernel_size": (4, 3)},
         ids=(32, 0x3000),
         lengths=(24, 28),
         edge={"length": 4},
@@ -377,6 +377,8 @@ OWN: dict[str, Own] = {
         lengths=(13, 15),
         edge={"length": 5},  # below, the reference's relative shift mixes up distances
     ),
+    # integers need calibrated ranges: tests/test_integer_path.py
+    "ibert": Own(config={"type_vocab_size": (2, 2)}, vary={"quant_mode": (), "force_dequant": ()}),
     # as many slots as the busiest row has global tokens, so that attentions have the reference's shape, which depends on the values of the mask
     "longformer": Own(
         config={"attention_window": ([4, 8], [8, 4, 4]), "sep_token_id": (2, 2), "max_global_tokens": (2, 2)},

@@ -18,7 +18,7 @@ from .audio import (
     random_spans,
 )
 from .audio_heads import Contrastive, FrameClassifier, RecordingClassifier, Transcriber, Unmasked, XVector
-from .basic import ACTIVATIONS, Affine, BatchNorm, Conv, DropPath, Dropout, Embedding, GatedMlp, GroupNorm, LayerNorm, Linear, Mlp, RMSNorm
+from .basic import ACTIVATIONS, Affine, BatchNorm, Conv, DropPath, Dropout, Embedding, GatedMlp, GroupNorm, LayerDrop, LayerNorm, Linear, Mlp, RMSNorm
 from .heads import ClassificationHead, LanguageModel, MultipleChoice, NextSentence, Pooler, PreTraining, Projected
 from .heads import SequenceClassifier, SequenceSummary, SpanClassifier, SummaryConfig, TokenClassifier, Transform, Vocabulary
 from .heads import causal_loss, classification_loss, contrastive_loss, first_state, label_type, last_token, pick, pooled, rest, scored

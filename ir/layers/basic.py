@@ -129,6 +129,20 @@ class DropPath(Layer):
         return ops.where(keep, x * (1 / (1 - self.rate)), 0.0)
 
 
+class LayerDrop(Layer):
+    """Passes a whole layer over at random while training (https://arxiv.org/abs/1909.11556)."""
+
+    def __init__(self, rate: float):
+        self.rate = rate
+
+    def forward(self, x: Value, y: Value) -> Value:
+        """y, which a layer made of x, or x."""
+        graph = current()
+        if not (graph.training and self.rate):
+            return y
+        return ops.where(ops.random_uniform(graph.random_key(), shape=(1,) * x.rank, site=graph.random_site()) < self.rate, x, y)
+
+
 class Conv(Layer):
     """A convolution over the trailing axes; padding is one number for both ends of an axis, or (low, high)."""
 
