@@ -4,12 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..ir import layers as nn
-from ..ir.card import Card
-from ..ir.config import choice
-from ..ir.errors import ConfigError
-from ..ir.graph import Value
-from ..ir.layer import Layer
+from ..ir.authoring import Card, ConfigError, Layer, Value, choice, nn
 
 
 @dataclass(kw_only=True)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from ..ir import layers as nn
-from ..ir.card import Card
+from ..ir.authoring import Card, nn
 
 _USUAL = ("input_ids", "attention_mask", "token_type_ids")
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ..ir import layers as nn
-from ..ir.card import Card
+from ..ir.authoring import Card, nn
 
 
 @dataclass(kw_only=True)

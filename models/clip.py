@@ -5,11 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..ir import layers as nn, ops
-from ..ir.card import Card, Head, inputs_of
-from ..ir.config import Config, choice
-from ..ir.graph import Param, Value, current
-from ..ir.layer import Layer
+from ..ir.authoring import Card, Config, Head, Layer, Param, Value, choice, current, inputs_of, nn, ops
 
 
 @dataclass(kw_only=True)

@@ -6,12 +6,7 @@ from dataclasses import dataclass
 from functools import partial, reduce
 from typing import Any
 
-from ..ir import layers as nn, ops
-from ..ir.card import Card
-from ..ir.config import only
-from ..ir.errors import ConfigError
-from ..ir.graph import Param, Value
-from ..ir.layer import Layer
+from ..ir.authoring import Card, ConfigError, Layer, Param, Value, nn, only, ops
 from .electra import state_summary
 from .roberta import roberta_words
 from .roformer import LastSummaryConfig, activated_head

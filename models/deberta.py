@@ -6,12 +6,7 @@ from dataclasses import dataclass, replace
 from operator import attrgetter
 from typing import Any
 
-from ..ir import layers as nn, ops
-from ..ir.card import Card
-from ..ir.config import choice
-from ..ir.errors import ConfigError
-from ..ir.graph import Param, Value
-from ..ir.layer import Layer, collect
+from ..ir.authoring import Card, ConfigError, Layer, Param, Value, choice, collect, nn, ops
 from ..ir.layers.disentangled import KINDS, DisentangledAttention, Distances, kept, live_rows
 
 

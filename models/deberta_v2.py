@@ -5,11 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ..ir import layers as nn, ops
-from ..ir.config import choice
-from ..ir.errors import ConfigError
-from ..ir.graph import Value
-from ..ir.layer import Layer
+from ..ir.authoring import ConfigError, Layer, Value, choice, nn, ops
 from ..ir.layers.disentangled import DisentangledAttention, Distances, kept
 from .deberta import Deberta, DebertaConfig, deberta_card
 

@@ -6,9 +6,7 @@ from dataclasses import dataclass
 from operator import attrgetter
 from typing import ClassVar
 
-from ..ir import layers as nn, ops
-from ..ir.card import Card
-from ..ir.config import Config, choice
+from ..ir.authoring import Card, Config, choice, nn, ops
 
 
 @dataclass(kw_only=True)

@@ -5,12 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from ..ir import layers as nn, ops
-from ..ir.card import Card, Head
-from ..ir.config import only
-from ..ir.errors import ConfigError
-from ..ir.graph import Value
-from ..ir.layer import Layer
+from ..ir.authoring import Card, ConfigError, Head, Layer, Value, nn, only, ops
 
 
 @dataclass(kw_only=True)

@@ -6,11 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from ..ir import layers as nn, ops
-from ..ir.card import Card
-from ..ir.config import choice, only
-from ..ir.graph import Value
-from ..ir.layer import Layer
+from ..ir.authoring import Card, Layer, Value, choice, nn, only, ops
 from .roberta import roberta_words
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ..ir import layers as nn
-from ..ir.graph import Value
+from ..ir.authoring import Value, nn
 from .xlm import Xlm, XlmBlock, XlmConfig, xlm_card
 
 

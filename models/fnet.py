@@ -5,12 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from ..ir import layers as nn, ops
-from ..ir.card import Card
-from ..ir.config import choice
-from ..ir.graph import Value
-from ..ir.layer import Layer
-from ..ir.sizes import Size
+from ..ir.authoring import Card, Layer, Size, Value, choice, nn, ops
 
 
 @dataclass(kw_only=True)

@@ -5,12 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ..ir import layers as nn, ops
-from ..ir.card import GENERATES, Card, Head, inputs_of
-from ..ir.config import choice
-from ..ir.errors import ConfigError
-from ..ir.graph import Value, current
-from ..ir.layer import Layer
+from ..ir.authoring import GENERATES, Card, ConfigError, Head, Layer, Value, choice, current, inputs_of, nn, ops
 
 
 @dataclass(kw_only=True)

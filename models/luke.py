@@ -6,12 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from ..ir import layers as nn, ops
-from ..ir.card import Card, Head
-from ..ir.errors import InputError
-from ..ir.graph import Value
-from ..ir.layer import Layer
-from ..ir.sizes import Size
+from ..ir.authoring import Card, Head, InputError, Layer, Size, Value, nn, ops
 from .roberta import roberta_words
 
 

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
 
-from ..ir import layers as nn
-from ..ir.card import Card
+from ..ir.authoring import Card, nn
 
 
 @dataclass(kw_only=True)

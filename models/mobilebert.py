@@ -5,12 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ..ir import layers as nn, ops
-from ..ir.card import Card
-from ..ir.config import choice, only
-from ..ir.errors import ConfigError
-from ..ir.graph import Param, Value
-from ..ir.layer import Layer
+from ..ir.authoring import Card, ConfigError, Layer, Param, Value, choice, nn, only, ops
 
 
 @dataclass(kw_only=True)

@@ -5,11 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from ..ir import layers as nn
-from ..ir.card import Card
-from ..ir.config import only
-from ..ir.errors import ConfigError
-from ..ir.graph import Value
+from ..ir.authoring import Card, ConfigError, Value, nn, only
 from .roberta import roberta_words
 
 BUCKETS, MOST = 32, 128  # of distances; the reference has them fixed, whatever the table's size

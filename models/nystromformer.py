@@ -6,13 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from ..ir import layers as nn, ops
-from ..ir.card import Card
-from ..ir.config import choice, only
-from ..ir.errors import ConfigError
-from ..ir.graph import Value, current
-from ..ir.layer import collect
-from ..ir.sizes import Size
+from ..ir.authoring import Card, ConfigError, Size, Value, choice, collect, current, nn, only, ops
 from .roformer import activated_head
 
 STEPS = 6  # of the iteration towards the inverse

@@ -5,11 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ..ir import layers as nn, ops
-from ..ir.card import Card
-from ..ir.config import only
-from ..ir.graph import Value
-from ..ir.layer import Layer, collect
+from ..ir.authoring import Card, Layer, Value, collect, nn, only, ops
 
 LEAST = 2.0**-24  # a range below this is rounded to nothing
 _USUAL = ("input_ids", "attention_mask", "token_type_ids")

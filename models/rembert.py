@@ -6,9 +6,7 @@ from dataclasses import dataclass
 from operator import attrgetter
 from typing import ClassVar
 
-from ..ir import layers as nn
-from ..ir.card import Card
-from ..ir.layer import Layer
+from ..ir.authoring import Card, Layer, nn
 
 
 @dataclass(kw_only=True)

@@ -7,11 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..ir import layers as nn, ops
-from ..ir.card import Card
-from ..ir.config import choice, only
-from ..ir.errors import ConfigError
-from ..ir.graph import Param, Value, current
+from ..ir.authoring import Card, ConfigError, Param, Value, choice, current, nn, only, ops
 from .electra import state_summary
 
 

@@ -6,12 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
 
-from ..ir import layers as nn, ops
-from ..ir.card import Card
-from ..ir.config import only
-from ..ir.errors import InputError
-from ..ir.graph import Value
-from ..ir.layer import Layer
+from ..ir.authoring import Card, InputError, Layer, Value, nn, only, ops
 
 
 @dataclass(kw_only=True)

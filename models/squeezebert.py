@@ -4,12 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..ir import layers as nn, ops
-from ..ir.card import Card
-from ..ir.config import only
-from ..ir.errors import ConfigError
-from ..ir.graph import Value
-from ..ir.layer import collect, collecting
+from ..ir.authoring import Card, ConfigError, Value, collect, collecting, nn, only, ops
 
 
 @dataclass(kw_only=True)

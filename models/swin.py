@@ -4,12 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from ..ir import layers as nn, ops
-from ..ir.card import Card, Head, inputs_of
-from ..ir.config import Config, choice, only
-from ..ir.errors import ConfigError
-from ..ir.graph import Param, Value
-from ..ir.layer import Layer, collecting
+from ..ir.authoring import Card, Config, ConfigError, Head, Layer, Param, Value, choice, collecting, inputs_of, nn, only, ops
 
 
 @dataclass(kw_only=True)

@@ -6,12 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
 
-from ..ir import layers as nn, ops
-from ..ir.card import ENCODES_THEN_GENERATES, Card, Head, inputs_of
-from ..ir.config import Config, choice, only
-from ..ir.errors import ConfigError, InputError
-from ..ir.graph import Value
-from ..ir.layer import Layer
+from ..ir.authoring import ENCODES_THEN_GENERATES, Card, Config, ConfigError, Head, InputError, Layer, Value, choice, inputs_of, nn, only, ops
 
 
 @dataclass(kw_only=True)

@@ -5,13 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..ir import layers as nn, ops
-from ..ir.card import Card, Head, inputs_of
-from ..ir.config import Config, choice
-from ..ir.errors import ConfigError
-from ..ir.graph import Param, Value, current
-from ..ir.layer import Layer, collecting
-from ..ir.sizes import symbol
+from ..ir.authoring import Card, Config, ConfigError, Head, Layer, Param, Value, choice, collecting, current, inputs_of, nn, ops, symbol
 
 
 @dataclass(kw_only=True)

@@ -6,13 +6,8 @@ from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any, ClassVar
 
-from ..ir import layers as nn, ops
-from ..ir.card import Card
-from ..ir.config import only
-from ..ir.graph import Value
-from ..ir.layer import Layer
+from ..ir.authoring import Card, Layer, Size, Value, nn, only, ops
 from ..ir.layers.span_beams import summary_heads
-from ..ir.sizes import Size
 
 
 @dataclass(kw_only=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import partial
 
-from ..ir import layers as nn
+from ..ir.authoring import nn
 from .roberta import RobertaConfig, roberta_card
 
 

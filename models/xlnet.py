@@ -8,14 +8,8 @@ from functools import reduce
 from operator import and_, attrgetter
 from typing import Any, ClassVar
 
-from ..ir import layers as nn, ops
-from ..ir.card import Card
-from ..ir.config import choice, only
-from ..ir.errors import ConfigError
-from ..ir.graph import Param, Value, current
-from ..ir.layer import Layer, collecting
+from ..ir.authoring import Card, ConfigError, Layer, Param, Size, Value, choice, collecting, current, maximum, minimum, nn, only, ops
 from ..ir.layers.span_beams import summary_heads
-from ..ir.sizes import Size, maximum, minimum
 
 
 @dataclass(kw_only=True)

@@ -8,12 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..ir import layers as nn, ops
-from ..ir.card import Card
-from ..ir.config import choice, only
-from ..ir.errors import ConfigError
-from ..ir.graph import Value
-from ..ir.layer import collect
+from ..ir.authoring import Card, ConfigError, Value, choice, collect, nn, only, ops
 from .nystromformer import OffsetEmbeddings, landmark_card, odd, value_conv
 
 

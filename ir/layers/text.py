@@ -78,11 +78,8 @@ class TextEmbeddings(Layer):
         self.segments = Embedding(c.type_vocab_size, n) if c.type_vocab_size else None
         self.positions = self.position_table(c, n)
         self.norm, self.dropout = LayerNorm(n, c.layer_norm_eps) if norm else None, Dropout(c.hidden_dropout_prob)
-        self.absolute, self.most, self.pad = (
-            self.positions is not None and getattr(c, "position_embedding_type", "absolute") == "absolute",
-            c.max_position_embeddings,
-            c.pad_token_id,
-        )
+        self.absolute = self.positions is not None and getattr(c, "position_embedding_type", "absolute") == "absolute"
+        self.most, self.pad = c.max_position_embeddings, c.pad_token_id
 
     def position_table(self, c: Any, n: int) -> Layer | None:
         """What turns places into vectors; None where embeddings know nothing of places."""
@@ -218,16 +215,7 @@ def text_head(build: Callable[[Any], Layer], prefix: str, inputs: Any = encoder_
 
 
 def text_heads(
-    family: str,
-    body: Any,
-    prefix: str,
-    *,
-    inputs: Any = encoder_inputs,
-    usual: Any = USUAL,
-    words: Any = word_scores,
-    causal: str = "",
-    classifier: Any = None,
-    summary: Any = None,
+    family: str, body: Any, prefix: str, *, inputs: Any = encoder_inputs, usual=USUAL, words=word_scores, causal="", classifier=None, summary=None
 ) -> dict[str, Head]:
     """The heads that nearly every encoder has, by the reference's class names, which begin with `family`.
 
