@@ -199,7 +199,8 @@ def _inputs(name: str, card: Card, heads: list[str]) -> Iterator[Derived]:
         yield Derived(name, bare, "vectors", 0, {}, {"give": ("inputs_embeds", *(k for k in usual if k != "input_ids"))})
     if "attention_mask" in usual:
         yield Derived(name, bare, "unmasked", 0, {}, {"drop": ("attention_mask",), "pad": "none"})
-    if {"is_decoder", "add_cross_attention"} <= {f.name for f in dataclasses.fields(card.config)}:
+    fields = {f.name: f.metadata.get("allowed", (True,)) for f in dataclasses.fields(card.config)}
+    if "is_decoder" in fields and True in fields.get("add_cross_attention", ()):
         head = next((h for h in heads if h.endswith(_CAUSAL)), bare)
         memory = ("encoder_hidden_states", "encoder_attention_mask")
         yield Derived(name, head, "cross", 0, cross, {"give": (*usual, *memory)})

@@ -346,6 +346,7 @@ OWN: dict[str, Own] = {
         heads={"ForCausalLM": {"attention_type": "original_full"}},
         lengths=(44, 56),  # whole blocks: attentions of what is padded beyond the mask have no meaning
         adjust=_end_of_question,
+        draw={"question_lengths": lambda d, s: np.full(s, 7)},
         leave_out={"ForQuestionAnswering": ("token_type_ids",)},
     ),
     "canine": Own(
