@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from . import layers as nn, ops
-from .card import ENCODES_THEN_GENERATES, GENERATES, Card, Head, inputs_of
+from .card import ENCODES_THEN_GENERATES, GENERATES, Card, Head, Part, inputs_of
 from .config import Config, choice, only
 from .errors import ConfigError, InputError
 from .graph import Param, Value, current
@@ -20,6 +20,7 @@ __all__ = [
     "InputError",
     "Layer",
     "Param",
+    "Part",
     "Size",
     "Value",
     "ceil_divide",

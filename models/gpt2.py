@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from ..ir.authoring import GENERATES, Card, ConfigError, Head, Layer, Value, choice, current, inputs_of, nn, ops
+from ..ir.authoring import GENERATES, Card, ConfigError, Head, Layer, Part, Value, choice, current, inputs_of, nn, ops
 
 
 @dataclass(kw_only=True)
-class Gpt2Config(nn.SummaryConfig):
-    """config.json of a GPT-2 checkpoint."""
+class GptConfig(nn.SummaryConfig):
+    """What both of the first GPTs have."""
 
     aliases: ClassVar = {
         "hidden_size": "n_embd",
@@ -24,17 +25,23 @@ class Gpt2Config(nn.SummaryConfig):
     n_embd: int = 768
     n_layer: int = 12
     n_head: int = 12
-    n_inner: int | None = None
-    activation_function: str = choice("gelu_new", nn.ACTIVATIONS)
     resid_pdrop: float = 0.1
     embd_pdrop: float = 0.1
     attn_pdrop: float = 0.1
     layer_norm_epsilon: float = 1e-5
+    summary_type: str = "cls_index"
+
+
+@dataclass(kw_only=True)
+class Gpt2Config(GptConfig):
+    """config.json of a GPT-2 checkpoint."""
+
+    n_inner: int | None = None
+    activation_function: str = choice("gelu_new", nn.ACTIVATIONS)
     scale_attn_weights: bool = True
     scale_attn_by_inverse_layer_idx: bool = False
     reorder_and_upcast_attn: bool = False  # the same numbers in float32
     add_cross_attention: bool = False
-    summary_type: str = "cls_index"
     classifier_dropout: float | None = None
     hidden_dropout: float | None = None
 
@@ -47,14 +54,18 @@ class Gpt2Config(nn.SummaryConfig):
 class Gpt2(Layer):
     """Embeddings, causal blocks and a last normalisation."""
 
-    def __init__(self, c: Gpt2Config):
+    def __init__(self, c: Any):
         self.words, self.positions = nn.Embedding(c.vocab_size, c.n_embd), nn.Embedding(c.n_positions, c.n_embd)
         self.dropout, self.most = nn.Dropout(c.embd_pdrop), c.n_positions
-        self.blocks = [self._block(c, i) for i in range(c.n_layer)]
-        self.norm = nn.LayerNorm(c.n_embd, c.layer_norm_epsilon)
+        self.blocks = [self.block(c, i) for i in range(c.n_layer)]
+        self.norm = self.last_norm(c)
 
-    @staticmethod
-    def _block(c: Gpt2Config, i: int) -> nn.Block:
+    def last_norm(self, c: Any) -> nn.LayerNorm | None:
+        """What normalises the last state."""
+        return nn.LayerNorm(c.n_embd, c.layer_norm_epsilon)
+
+    def block(self, c: Any, i: int) -> nn.Block:
+        """The block at place i."""
         n, inner = c.n_embd, c.n_inner or 4 * c.n_embd
         scale = (n // c.n_head) ** -0.5 if c.scale_attn_weights else 1.0
         options = {"scale": scale / (i + 1) if c.scale_attn_by_inverse_layer_idx else scale, "dropout": c.attn_pdrop, "out_dropout": c.resid_pdrop}
@@ -79,9 +90,8 @@ class Gpt2(Layer):
 class DoubleHeads(Layer):
     """Next words, and which of several sequences is right."""
 
-    def __init__(self, c: Gpt2Config):
-        self.body = Gpt2(c)
-        self.vocabulary = _vocabulary(c, self.body)
+    def __init__(self, c: Any, body: Gpt2):
+        self.body, self.vocabulary = body, _vocabulary(c, body)
         if c.summary_type != "cls_index":
             raise ConfigError(f"summary_type is {c.summary_type!r}, expected 'cls_index': others mix up the choices in the reference")
         self.choice = nn.SequenceSummary(c, c.n_embd, 1)
@@ -100,7 +110,7 @@ class DoubleHeads(Layer):
         return {**found, "logits": apart(logits), **nn.rest(out), "hidden_states": [*out["hidden_states"][:-1], apart(x)]}
 
 
-def _last_state(c: Gpt2Config):
+def _last_state(c: Any):
     """How a classifier finds each sequence's last word."""
 
     def pool(out, inputs) -> Value:
@@ -110,21 +120,34 @@ def _last_state(c: Gpt2Config):
     return pool
 
 
-def _vocabulary(c: Gpt2Config, body: Gpt2) -> nn.Vocabulary:
+def _vocabulary(c: Any, body: Gpt2) -> nn.Vocabulary:
     return nn.Vocabulary(c.n_embd, c.vocab_size, body.words if c.tie_word_embeddings else None)
 
 
-def _language_model(c: Gpt2Config) -> nn.LanguageModel:
-    body = Gpt2(c)
-    return nn.LanguageModel(body, _vocabulary(c, body), causal=True)
-
-
-def _inputs(c: Gpt2Config) -> dict[str, str]:
-    return nn.text_inputs(c.n_embd, memory=c.n_embd if c.add_cross_attention else None)
+def _inputs(c: Any) -> dict[str, str]:
+    return nn.text_inputs(c.n_embd, memory=c.n_embd if getattr(c, "add_cross_attention", False) else None)
 
 
 def _head(build, prefix="transformer", common=_inputs, usual=("input_ids", "attention_mask"), parts=(), names=None, **labels) -> Head:
     return Head(build, inputs_of(common, **labels), usual, prefix, parts, names or {})
+
+
+def gpt_heads(family: str, body: type[Gpt2], parts: Sequence[Part] = ()) -> dict[str, Head]:
+    """The heads that both of the first GPTs have, by the reference's class names, which begin with `family`."""
+
+    def language_model(c: Any) -> nn.LanguageModel:
+        made = body(c)
+        return nn.LanguageModel(made, _vocabulary(c, made), causal=True)
+
+    decide = lambda c: nn.SequenceClassifier(body(c), nn.Linear(c.n_embd, c.labels, bias=False), c, pool=_last_state(c))
+    chosen = {"mc_token_ids": "i64[batch choices]", "labels": "i64[batch choices seq]", "mc_labels": "i64[batch]"}
+    usual, choices = ("input_ids", "attention_mask", "mc_token_ids"), lambda c: nn.with_choices(_inputs(c))
+    return {
+        f"{family}Model": _head(body, prefix=""),
+        f"{family}LMHeadModel": _head(language_model, parts=parts, labels="i64[batch seq]"),
+        f"{family}DoubleHeadsModel": _head(lambda c: DoubleHeads(c, body(c)), common=choices, usual=usual, **chosen),
+        f"{family}ForSequenceClassification": _head(decide, names={"classifier": "score"}, labels=nn.label_type),
+    }
 
 
 CARD = Card(
@@ -132,21 +155,7 @@ CARD = Card(
     config=Gpt2Config,
     base="transformer",
     heads={
-        "GPT2Model": _head(Gpt2, prefix=""),
-        "GPT2LMHeadModel": _head(_language_model, parts=GENERATES, labels="i64[batch seq]"),
-        "GPT2DoubleHeadsModel": _head(
-            DoubleHeads,
-            common=lambda c: nn.with_choices(_inputs(c)),
-            usual=("input_ids", "attention_mask", "mc_token_ids"),
-            mc_token_ids="i64[batch choices]",
-            labels="i64[batch choices seq]",
-            mc_labels="i64[batch]",
-        ),
-        "GPT2ForSequenceClassification": _head(
-            lambda c: nn.SequenceClassifier(Gpt2(c), nn.Linear(c.n_embd, c.labels, bias=False), c, pool=_last_state(c)),
-            names={"classifier": "score"},
-            labels=nn.label_type,
-        ),
+        **gpt_heads("GPT2", Gpt2, GENERATES),
         "GPT2ForTokenClassification": _head(lambda c: nn.TokenClassifier(Gpt2(c), c.n_embd, c.labels, c.head_dropout), labels="i64[batch seq]"),
         "GPT2ForQuestionAnswering": _head(lambda c: nn.SpanClassifier(Gpt2(c), c.n_embd), start_positions="i64[batch]", end_positions="i64[batch]"),
     },

@@ -109,6 +109,8 @@ def values(card: Card, head: str, size: int, changes: dict[str, Any]) -> dict[st
         made["num_labels"] = 2
     if head.endswith(_CAUSAL) and "is_decoder" in names:
         made["is_decoder"] = True
+    if head.endswith("ForSequenceClassification") and card.config().pad_token_id is None:
+        made["pad_token_id"] = 0  # by which decoders find the last word
     for ending, fields in own.heads.items():
         made |= fields if head.endswith(ending) else {}
     return {"model_type": card.model_type, **made, **changes}

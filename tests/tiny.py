@@ -49,12 +49,14 @@ AXES: dict[str, tuple[int, int]] = {
     "questions": (2, 2),
 }
 # given as labels are: only for a loss
-LABELS = ("labels", "start_positions", "end_positions", "next_sentence_label", "sentence_order_label", "entity_labels", "is_impossible", "cls_index")
+LABELS = ("labels", "start_positions", "end_positions", "next_sentence_label", "sentence_order_label", "entity_labels")
+LABELS += ("is_impossible", "cls_index", "mc_labels")
 # never given at A or B, but by rows of their own
 RARE = ("inputs_embeds", "position_ids", "encoder_hidden_states", "encoder_attention_mask", "head_mask", "input_mask")
 # heads whose loss needs no labels
 ALWAYS_LOSS = ("RetriBertModel",)
-BINARY = ("next_sentence_label", "sentence_order_label", "is_impossible", "p_mask")
+BINARY = ("next_sentence_label", "sentence_order_label", "is_impossible", "p_mask", "mc_labels")
+_PLACES = "max_position_embeddings"
 
 
 @dataclass
@@ -169,6 +171,11 @@ def _length(d: Draw) -> int:
     return d.made["input_ids" if "input_ids" in d.made else "inputs_embeds"].shape[-1 if "input_ids" in d.made else -2]
 
 
+def _last_live(d: Draw, shape: tuple[int, ...]) -> np.ndarray:
+    mask = d.made.get("attention_mask")
+    return np.full(shape, _length(d) - 1) if mask is None else mask.shape[-1] - 1 - mask[..., ::-1].argmax(-1)
+
+
 def _positions(d: Draw, shape: tuple[int, ...]) -> np.ndarray:
     return d.rng.integers(0, _length(d), shape)
 
@@ -213,7 +220,8 @@ DRAWS: dict[str, Callable[[Draw, tuple[int, ...]], np.ndarray]] = {
     "input_ids": lambda d, s: d.ids(s),
     "attention_mask": _attention_mask,
     "token_type_ids": _segments,
-    "position_ids": lambda d, s: d.rng.integers(0, d.config.max_position_embeddings, s),
+    "position_ids": lambda d, s: d.rng.integers(0, getattr(d.config, d.config.aliases.get(_PLACES, _PLACES)), s),
+    "mc_token_ids": lambda d, s: _last_live(d, s) - d.rng.integers(0, 2, s) * (_length(d) > 4),
     "encoder_attention_mask": lambda d, s: d.mask(s, 2),
     "start_positions": _positions,
     "end_positions": _positions,
