@@ -46,7 +46,7 @@ class Characters(nn.TextEmbeddings):
         """The reference sizes it by the hash buckets."""
         return nn.Embedding(c.num_hash_buckets, n)
 
-    def forward(self, input_ids=None, inputs_embeds=None, **places) -> Value:
+    def forward(self, input_ids: Any = None, inputs_embeds=None, **places) -> Value:
         """[batch seq n]."""
         if inputs_embeds is None:
             hashed = [table((input_ids + 1) * prime % self.buckets) for table, prime in zip(self.words, PRIMES, strict=False)]
@@ -102,7 +102,8 @@ class Canine(nn.TextEncoder):
     def __init__(self, c: CanineConfig, pool: bool = True):
         super().__init__(c, pool)
         self.rate, kernel, n = c.downsampling_rate, c.upsampling_kernel_size, c.hidden_size
-        self.first, self.last = [self.block(c)], [self.block(c)]
+        self.first: list[Any] = [self.block(c)]
+        self.last = [self.block(c)]
         self.first[0].attention.layer = ChunkAttention(
             n, c.num_attention_heads, c.local_transformer_stride, dropout=c.attention_probs_dropout_prob, out_dropout=c.hidden_dropout_prob
         )

@@ -102,7 +102,7 @@ class FusedAttention(DisentangledAttention):
 
     def weigh(self, q: Value, k: Value, v: Value, mask: Value | None, bias: Value | None) -> Value:
         """[batch heads rows head]: the values, weighed by scores."""
-        if self.mix_scores is None:
+        if self.mix_scores is None or self.mix_weights is None:
             return super().weigh(q, k, v, mask, bias)
         scores = q * self.scale @ ops.transpose(k, perm=(0, 1, 3, 2))
         scores = _mixed(self.mix_scores, scores if bias is None else scores + bias)
@@ -134,7 +134,7 @@ class Deberta(nn.TextEncoder):
         """The vectors of distances."""
         return Distances(c.hidden_size, c.most)
 
-    def attention(self, c: Any, **options: Any) -> DisentangledAttention:
+    def attention(self, c: Any, **options: Any) -> nn.Attention:
         """Attention of a block."""
         rates = {"dropout": c.attention_probs_dropout_prob, "out_dropout": c.hidden_dropout_prob}
         return self.distances(c.hidden_size, c.num_attention_heads, kinds=c.kinds, placed=c.relative_attention, **rates, **options)
@@ -152,7 +152,7 @@ class DebertaV1(Deberta):
 
     distances = FusedAttention
 
-    def attention(self, c: DebertaV1Config, **options: Any) -> DisentangledAttention:
+    def attention(self, c: DebertaV1Config, **options: Any) -> nn.Attention:
         """Attention whose heads may talk."""
         return super().attention(c, talking=c.talking_head, **options)
 

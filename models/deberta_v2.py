@@ -62,7 +62,7 @@ class DebertaV2(Deberta):
 
     distances = DisentangledAttention
 
-    def attention(self, c: DebertaV2Config, **options: Any) -> DisentangledAttention:
+    def attention(self, c: DebertaV2Config, **options: Any) -> nn.Attention:
         """Attention that may share its projections."""
         return super().attention(c, share=c.share_att_key, **options)
 

@@ -71,14 +71,14 @@ class WindowedAttention(nn.Attention):
         self.q_global, self.k_global, self.v_global = (nn.Linear(n, n) for _ in range(3))
         self.window = 0
 
-    def forward(self, x: Value, live: Value | None = None, globals_: Globals | None = None) -> Value:
+    def forward(self, x: Value, live: Value, globals_: Globals | None = None) -> Value:
         """x [batch seq n] and live bool[batch seq], seq being a multiple of the window -> [batch seq n]."""
         q, k, v = self.project(x)
         local = live if globals_ is None else live & ~globals_.marked
         parts = [self._near(k, v, local)]
         if globals_ is not None:
-            shared = (rows_at(y, globals_.places) for y in (k, v))
-            parts.insert(0, Keys(*shared, globals_.used[:, None, None, None, :]))
+            keys, values = (rows_at(y, globals_.places) for y in (k, v))
+            parts.insert(0, Keys(keys, values, globals_.used[:, None, None, None, :]))
         y, weights = attend_jointly(blocks_of(q, self.window), parts, scale=self.scale, dropout=self.dropout)
         self._collect(weights, local)
         y = ops.where(live[:, None, :, None], ops.view(y, q.shape), 0.0)
@@ -130,7 +130,7 @@ class Longformer(nn.TextEncoder):
         super().__init__(c, pool)
         for block, window in zip(self.blocks, c.windows, strict=True):
             block.attention.layer.window = window // 2
-        self.multiple, self.kind, self.separator = math.lcm(*c.windows), kind, c.sep_token_id
+        self.multiple, self.marking, self.separator = math.lcm(*c.windows), kind, c.sep_token_id
         self.slots = c.max_global_tokens or max(c.windows)
 
     def attention(self, c: LongformerConfig, **options: Any) -> WindowedAttention:
@@ -163,15 +163,15 @@ class Longformer(nn.TextEncoder):
         place = ops.iota(size=length)
         if given is not None:
             marked = self._padded(given, length) > 0
-        elif self.kind == "first":
+        elif self.marking == "first":
             return global_tokens(live & ops.equal(place, 0), 1), x
-        elif not self.kind or ids is None:
+        elif not self.marking or ids is None:
             return None, x
         else:
             separator = ops.argmax(ops.cast(ops.equal(ids, self.separator), dtype="i64"), axis=1)[:, None]
-            marked = place < separator if self.kind == "question" else place > separator + 1
+            marked = place < separator if self.marking == "question" else place > separator + 1
         marked = marked & live
-        if given is None and self.kind == "answer":
+        if given is None and self.marking == "answer":
             return global_tokens(marked, length), x
         slots = minimum(self.slots, length)
         many = ops.sum(ops.cast(marked, dtype="i64"), axis=1) > ops.size(value=slots)

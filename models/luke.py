@@ -57,8 +57,8 @@ class EntityAttention(nn.Attention):
         q = ops.concat(by_head(x[:, :words], self.q, self.w2e), by_head(x[:, words:], self.e2w, self.e2e), axis=2)
         k, v = self.keys_and_values(x)
         # a key is zero where a query for the other kind meets it, so that one product makes all four kinds of scores
-        wide, none = (0, 0, 0, k.shape[3]), (0, 0, 0, 0)
-        k = ops.concat(ops.pad(k[:, :, :words], low=none, high=wide), ops.pad(k[:, :, words:], low=wide, high=none), axis=2)
+        wide, flat = (0, 0, 0, k.shape[3]), (0, 0, 0, 0)
+        k = ops.concat(ops.pad(k[:, :, :words], low=flat, high=wide), ops.pad(k[:, :, words:], low=wide, high=flat), axis=2)
         return self.out_dropout(self.out(nn.heads_last(nn.attend(q, k, v, mask, None, scale=self.scale, dropout=self.dropout))))
 
 

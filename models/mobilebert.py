@@ -146,7 +146,10 @@ class MobileBert(nn.TextEncoder):
     """Blocks in bottlenecks."""
 
     embedding = TrigramEmbeddings
-    block = staticmethod(MobileBlock)
+
+    def block(self, c: MobileBertConfig) -> MobileBlock:
+        """One block."""
+        return MobileBlock(c)
 
     def projection(self, c: MobileBertConfig) -> None:
         """Embeddings are as wide as states."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from ..ir.authoring import Card, nn
 
@@ -21,13 +22,13 @@ class Roberta(nn.TextEncoder):
     embedding = nn.PaddedEmbeddings
 
 
-def roberta_words(c, body) -> dict[str, nn.Transform | nn.Vocabulary]:
+def roberta_words(c: Any, body: Any) -> dict[str, Any]:
     """The parts of its language model, whose activation is always GELU."""
     parts = nn.word_scores(c, body)
     return parts | {"transform": nn.Transform(c.hidden_size, c.embedding_width, nn.ACTIVATIONS["gelu"], c.layer_norm_eps)}
 
 
-def roberta_card(model_type: str, family: str, base: str = "roberta", *, body=Roberta, config=RobertaConfig) -> Card:
+def roberta_card(model_type: str, family: str, base: str = "roberta", *, body: type[nn.TextEncoder] = Roberta, config=RobertaConfig) -> Card:
     """A card in RoBERTa's manner, whose classes begin with `family` and whose body's weights lie under `base`."""
     return Card(
         model_type=model_type,

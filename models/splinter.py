@@ -33,7 +33,7 @@ class SpanSelection(Layer):
 class Splinter(Layer):
     """The encoder and the selection of spans for the question tokens at given places."""
 
-    def __init__(self, c: SplinterConfig):
+    def __init__(self, c: Any):
         self.body, self.start, self.end = nn.TextEncoder(c, pool=False), SpanSelection(c.hidden_size), SpanSelection(c.hidden_size)
         self.question, self.pad = c.question_token_id, c.pad_token_id
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from ..ir.authoring import Card, ConfigError, Value, collect, collecting, nn, only, ops
 
@@ -45,7 +46,7 @@ class Grouped(nn.Conv):
 class GroupedAttention(nn.Attention):
     """Attention in groups of channels, of which the scores, not the weights, are an output on demand."""
 
-    def __init__(self, n: int, heads: int, groups: tuple[int, int, int, int], **options: float):
+    def __init__(self, n: int, heads: int, groups: tuple[int, int, int, int], **options: Any):
         super().__init__(n, heads, **options)
         self.q, self.k, self.v, self.out = (Grouped(n, n, g) for g in groups)
 
@@ -69,7 +70,7 @@ class SqueezeBert(nn.TextEncoder):
         n, inner = c.hidden_size, c.intermediate_size
         groups = c.q_groups, c.k_groups, c.v_groups, c.post_attention_groups
         options = {"dropout": c.attention_probs_dropout_prob, "out_dropout": c.hidden_dropout_prob}
-        mlp = self.mlp(c)
+        mlp: Any = self.mlp(c)
         mlp.up, mlp.down = Grouped(n, inner, c.intermediate_groups), Grouped(inner, n, c.output_groups)
         return nn.Block(self.kind, lambda: nn.LayerNorm(n, 1e-12), GroupedAttention(n, c.num_attention_heads, groups, **options), mlp)
 

@@ -93,8 +93,8 @@ class SparseAttention(Attention):
         near = (neighbours(seen, 1) > 0) & ~twice
 
         def end_block(start: Size, bias: float = 0.0) -> Keys:
-            parts = (ops.slice_(y, axis=2, start=start, stop=start + size) for y in (k, v))
-            return Keys(*parts, ops.slice_(live, axis=1, start=start, stop=start + size)[:, None, None, None, :], bias)
+            keys, values = (ops.slice_(y, axis=2, start=start, stop=start + size) for y in (k, v))
+            return Keys(keys, values, ops.slice_(live, axis=1, start=start, stop=start + size)[:, None, None, None, :], bias)
 
         parts = [
             end_block(0, math.log(1 + self.random) if drawn is None else 0.0),
@@ -102,9 +102,9 @@ class SparseAttention(Attention):
             end_block((blocks - 1) * size),
         ]
         if drawn is not None:
-            chosen = [self._chosen(y, drawn) for y in (k_blocks, v_blocks)]
+            keys, values = (self._chosen(y, drawn) for y in (k_blocks, v_blocks))
             mask = self._chosen(ops.broadcast_to(seen[:, None, :, :, None], shape=(*k_blocks.shape[:4], 1)), drawn)
-            parts.append(Keys(*chosen, (mask[..., 0] > 0)[:, :, :, None, :]))
+            parts.append(Keys(keys, values, (mask[..., 0] > 0)[:, :, :, None, :]))
         return parts
 
     def _drawn(self, blocks: Size) -> Value:

@@ -107,7 +107,7 @@ class Transform(Layer):
 class LanguageModel(Layer):
     """Word scores of each position; `labels` are the words themselves (masked) or, where `causal`, the same ids, shifted here."""
 
-    def __init__(self, body: Layer, vocabulary: Layer, transform: Layer | None = None, causal: bool = False):
+    def __init__(self, body: Layer, vocabulary: Layer, transform: Any = None, causal: bool = False):
         self.body, self.transform, self.vocabulary, self.causal = body, transform, vocabulary, causal
 
     def forward(self, labels: Value | None = None, **inputs: Value | None) -> Outputs:

@@ -84,7 +84,7 @@ class QuantLinear(Linear):
 
     def forward(self, x: Value, scale: Value | None = None) -> Scaled:
         """[... in] and its scale [1] -> [... out] and its scale [out]."""
-        if not self.whole or scale is None:
+        if not self.whole or scale is None or self.bias is None:
             return super().forward(x), None
         each = scale_of(8, ops.min(self.weight, axis=1), ops.max(self.weight, axis=1))
         both = each * scale

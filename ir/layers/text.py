@@ -73,11 +73,11 @@ class TextEmbeddings(Layer):
     """Words, segments where there are kinds of them, and (where they are absolute) positions, normalised."""
 
     def __init__(self, c: Any, n: int | None = None, *, norm: bool = True):
-        n = n or getattr(c, "embedding_width", c.hidden_size)
-        self.words = Embedding(c.vocab_size, n, c.pad_token_id)
-        self.segments = Embedding(c.type_vocab_size, n) if c.type_vocab_size else None
-        self.positions = self.position_table(c, n)
-        self.norm, self.dropout = LayerNorm(n, c.layer_norm_eps) if norm else None, Dropout(c.hidden_dropout_prob)
+        width: int = n or getattr(c, "embedding_width", c.hidden_size)
+        self.words = Embedding(c.vocab_size, width, c.pad_token_id)
+        self.segments = Embedding(c.type_vocab_size, width) if c.type_vocab_size else None
+        self.positions: Any = self.position_table(c, width)
+        self.norm, self.dropout = LayerNorm(width, c.layer_norm_eps) if norm else None, Dropout(c.hidden_dropout_prob)
         self.absolute = self.positions is not None and getattr(c, "position_embedding_type", "absolute") == "absolute"
         self.most, self.pad = c.max_position_embeddings, c.pad_token_id
 
@@ -119,14 +119,14 @@ class PaddedEmbeddings(TextEmbeddings):
 class TextEncoder(Layer):
     """Embeddings, blocks, and what stands behind them: perhaps a normalisation and, for heads that read it, the pooled first position."""
 
-    embedding: ClassVar[Callable[..., Layer]] = TextEmbeddings
+    embedding: ClassVar[Callable[..., Any]] = TextEmbeddings
     kind: ClassVar[Callable[..., Layer]] = PostNorm
     distances: ClassVar[Callable[..., Attention]] = RelativeAttention
 
     def __init__(self, c: Any, pool: bool = True):
         self.embeddings = self.embedding(c)
         self.project = self.projection(c)
-        self.blocks = self.stack(c)
+        self.blocks: list[Any] = self.stack(c)
         self.norm = self.last_norm(c)
         self.pooler = self.pooling(c) if pool else None
 
@@ -183,7 +183,7 @@ class TextEncoder(Layer):
         return {"last_hidden_state": x, "pooler_output": self.pooler and self.pooler(x), **seen}
 
 
-def word_scores(c: Any, body: Any) -> dict[str, Layer]:
+def word_scores(c: Any, body: Any) -> dict[str, Any]:
     """BERT's language model: a transform, and scores by the embedding's own weight unless it is not tied."""
     width = getattr(c, "embedding_width", c.hidden_size)
     transform = heads.Transform(c.hidden_size, width, ACTIVATIONS[c.hidden_act], c.layer_norm_eps)

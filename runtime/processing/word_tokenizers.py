@@ -214,7 +214,7 @@ class CodePoints:
     def add_tokens(self, tokens: Sequence[str | AddedToken]) -> int:
         """Make characters special; ConfigError for a token of several, which has no code point."""
         for token in tokens:
-            if len(getattr(token, "content", token)) != 1:
+            if len(token if isinstance(token, str) else token.content) != 1:
                 raise ConfigError(f"added token {str(token)!r} is no single character, and characters are the only tokens of this kind")
         return self.library.add_tokens(list(tokens))
 
