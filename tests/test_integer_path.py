@@ -53,7 +53,7 @@ def test_integers(force: str, tmp_path):
     model = il.load(tmp_path)
     plain = il.from_config({"model_type": "ibert", **CONFIG}, "IBertModel")
     assert not np.allclose(il.compile(plain, "numpy", inputs=list(inputs))(**inputs)["pooler_output"], outputs["pooler_output"], atol=1e-3)
-    for target in ("numpy", "onnxruntime", "torch") if force == "none" else ("numpy",):
+    for target in ("numpy", "onnxruntime", "torch", "xla") if force == "none" else ("numpy",):
         options = {"dtype": "f32"} if target == "numpy" else {}
         made = il.compile(model, target, inputs=list(inputs), outputs=list(outputs), **options)(**inputs)
         for name, right in outputs.items():

@@ -30,9 +30,15 @@ def quantized(x: Value, bits: int, scale: Value) -> Value:
     return ops.minimum(ops.maximum(ops.round_(1.0 / scale * x), -most), most - 1)
 
 
+def steps_of(x: Value, scale: Value) -> Value:
+    """x in steps of a scale, by a division indeed: XLA makes of one by a broadcast number a product with its reciprocal, whose whole numbers are
+    now and then a little less than whole, so that floors miss them."""
+    return x / ops.where(ops.equal(x, x), scale, 1.0)
+
+
 def rescaled(x: Value, scale: Value, new: Value) -> Value:
     """x, whole steps of `scale`, in whole steps of another; in double precision, as steps of 22 bits do not survive in single."""
-    steps = ops.cast(ops.round_(x / scale), dtype="f64")
+    steps = ops.cast(ops.round_(steps_of(x, scale)), dtype="f64")
     return ops.round_(steps * (ops.cast(scale, dtype="f64") / ops.cast(new, dtype="f64")))
 
 
@@ -88,7 +94,7 @@ class QuantLinear(Linear):
             return super().forward(x), None
         each = scale_of(8, ops.min(self.weight, axis=1), ops.max(self.weight, axis=1))
         both = each * scale
-        y = ops.linear(x / scale, quantized(self.weight, 8, each[:, None]), quantized(self.bias, 32, both))
+        y = ops.linear(steps_of(x, scale), quantized(self.weight, 8, each[:, None]), quantized(self.bias, 32, both))
         return y * both, both
 
 
@@ -110,7 +116,7 @@ class IntLayerNorm(LayerNorm):
         """[... n] and its scale [1] -> the same, and its scale [n]."""
         if not self.whole or scale is None:
             return super().forward(x), None
-        steps, power = x / scale, ops.power(2.0, self.shift)
+        steps, power = steps_of(x, scale), ops.power(2.0, self.shift)
         steps = steps - ops.round_(ops.mean(steps, axis=2, keep=True))
         low = ops.floor(steps / power)
         deviation = ops.floor(ops.sqrt(ops.sum(low * low, axis=2, keep=True))) * power
@@ -124,7 +130,7 @@ class IntLayerNorm(LayerNorm):
 def int_gelu(x: Value, scale: Value) -> Scaled:
     """GELU of x with an error function that is a polynomial of integers."""
     a, b, c = -0.2888, -1.769, 1 / -0.2888
-    steps, part = x / scale, scale / 1.4142
+    steps, part = steps_of(x, scale), scale / 1.4142
     low, rest = ops.floor(b / part), ops.floor(c / (part * part))
     inner = ops.minimum(ops.absolute(steps), -low) + low
     erf = ops.floor(ops.sign(steps) * (inner * inner + rest) / 2.0**14)
@@ -142,7 +148,7 @@ class IntSoftmax(Layer):
     def forward(self, x: Value, scale: Value, mask: Value | None) -> Scaled:
         """x [... keys] and its scale [1], mask bool[... keys] -> weights in eight bits, and their scale."""
         first, second, last = 0.35815147, 0.96963238 / 0.35815147, 1 / 0.35815147
-        steps, half = x / scale, ops.floor(-0.6931 / scale)
+        steps, half = steps_of(x, scale), ops.floor(-0.6931 / scale)
         most = ops.max(steps if mask is None else ops.where(mask, steps, LOWEST), axis=3, keep=True)
         steps = steps - most if mask is None else ops.where(mask, steps - most, half * 30.0)
         steps = ops.maximum(steps, half * 30.0)
@@ -151,6 +157,6 @@ class IntSoftmax(Layer):
         polynomial = (left + ops.floor(second / scale)) * left + ops.floor(last / (scale * scale))
         powers = ops.maximum(ops.floor(polynomial * ops.power(2.0, 30.0 - shift)), 0.0)
         weights, step = self.act(powers, scale * scale * first / 2.0**30)
-        weights = weights / step
+        weights = steps_of(weights, step)
         factor = ops.floor(2.0**32 / ops.sum(weights, axis=3, keep=True))
         return ops.floor(weights * factor / 2.0**24) / 2.0**8, ops.literal(value=np.array([2.0**-8], np.float32))
