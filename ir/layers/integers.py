@@ -19,9 +19,15 @@ from .basic import Embedding, LayerNorm, Linear
 Scaled = tuple[Value, Value | None]  # an activation and its scale
 
 
+def divided(x: Value, y: Value | float) -> Value:
+    """x / y, by a division indeed: XLA makes of one by a constant or broadcast number a product with its reciprocal, whose whole numbers are now
+    and then a little less than whole, so that floors miss them."""
+    return x / ops.where(ops.equal(x, x), y, 1.0)
+
+
 def scale_of(bits: int, low: Value, high: Value) -> Value:
     """How much one step of a symmetric range is worth."""
-    return ops.maximum(ops.maximum(ops.absolute(low), ops.absolute(high)), 1e-8) / float(2 ** (bits - 1) - 1)
+    return divided(ops.maximum(ops.maximum(ops.absolute(low), ops.absolute(high)), 1e-8), float(2 ** (bits - 1) - 1))
 
 
 def quantized(x: Value, bits: int, scale: Value) -> Value:
@@ -30,15 +36,9 @@ def quantized(x: Value, bits: int, scale: Value) -> Value:
     return ops.minimum(ops.maximum(ops.round_(1.0 / scale * x), -most), most - 1)
 
 
-def steps_of(x: Value, scale: Value) -> Value:
-    """x in steps of a scale, by a division indeed: XLA makes of one by a broadcast number a product with its reciprocal, whose whole numbers are
-    now and then a little less than whole, so that floors miss them."""
-    return x / ops.where(ops.equal(x, x), scale, 1.0)
-
-
 def rescaled(x: Value, scale: Value, new: Value) -> Value:
     """x, whole steps of `scale`, in whole steps of another; in double precision, as steps of 22 bits do not survive in single."""
-    steps = ops.cast(ops.round_(steps_of(x, scale)), dtype="f64")
+    steps = ops.cast(ops.round_(divided(x, scale)), dtype="f64")
     return ops.round_(steps * (ops.cast(scale, dtype="f64") / ops.cast(new, dtype="f64")))
 
 
@@ -94,7 +94,7 @@ class QuantLinear(Linear):
             return super().forward(x), None
         each = scale_of(8, ops.min(self.weight, axis=1), ops.max(self.weight, axis=1))
         both = each * scale
-        y = ops.linear(steps_of(x, scale), quantized(self.weight, 8, each[:, None]), quantized(self.bias, 32, both))
+        y = ops.linear(divided(x, scale), quantized(self.weight, 8, each[:, None]), quantized(self.bias, 32, both))
         return y * both, both
 
 
@@ -116,13 +116,13 @@ class IntLayerNorm(LayerNorm):
         """[... n] and its scale [1] -> the same, and its scale [n]."""
         if not self.whole or scale is None:
             return super().forward(x), None
-        steps, power = steps_of(x, scale), ops.power(2.0, self.shift)
+        steps, power = divided(x, scale), ops.power(2.0, self.shift)
         steps = steps - ops.round_(ops.mean(steps, axis=2, keep=True))
         low = ops.floor(steps / power)
         deviation = ops.floor(ops.sqrt(ops.sum(low * low, axis=2, keep=True))) * power
         steps = ops.floor(steps * ops.floor(2.0**31 / deviation) / 2.0)
         step = math.sqrt(x.shape[2]) / 2**30
-        steps = steps + ops.floor(self.bias / self.weight / step)
+        steps = steps + ops.floor(divided(self.bias / self.weight, step))
         scale = self.weight * step
         return steps * scale, scale
 
@@ -130,7 +130,7 @@ class IntLayerNorm(LayerNorm):
 def int_gelu(x: Value, scale: Value) -> Scaled:
     """GELU of x with an error function that is a polynomial of integers."""
     a, b, c = -0.2888, -1.769, 1 / -0.2888
-    steps, part = steps_of(x, scale), scale / 1.4142
+    steps, part = divided(x, scale), divided(scale, 1.4142)
     low, rest = ops.floor(b / part), ops.floor(c / (part * part))
     inner = ops.minimum(ops.absolute(steps), -low) + low
     erf = ops.floor(ops.sign(steps) * (inner * inner + rest) / 2.0**14)
@@ -148,7 +148,7 @@ class IntSoftmax(Layer):
     def forward(self, x: Value, scale: Value, mask: Value | None) -> Scaled:
         """x [... keys] and its scale [1], mask bool[... keys] -> weights in eight bits, and their scale."""
         first, second, last = 0.35815147, 0.96963238 / 0.35815147, 1 / 0.35815147
-        steps, half = steps_of(x, scale), ops.floor(-0.6931 / scale)
+        steps, half = divided(x, scale), ops.floor(-0.6931 / scale)
         most = ops.max(steps if mask is None else ops.where(mask, steps, LOWEST), axis=3, keep=True)
         steps = steps - most if mask is None else ops.where(mask, steps - most, half * 30.0)
         steps = ops.maximum(steps, half * 30.0)
@@ -157,6 +157,6 @@ class IntSoftmax(Layer):
         polynomial = (left + ops.floor(second / scale)) * left + ops.floor(last / (scale * scale))
         powers = ops.maximum(ops.floor(polynomial * ops.power(2.0, 30.0 - shift)), 0.0)
         weights, step = self.act(powers, scale * scale * first / 2.0**30)
-        weights = steps_of(weights, step)
+        weights = divided(weights, step)
         factor = ops.floor(2.0**32 / ops.sum(weights, axis=3, keep=True))
         return ops.floor(weights * factor / 2.0**24) / 2.0**8, ops.literal(value=np.array([2.0**-8], np.float32))
