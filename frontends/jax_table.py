@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -50,7 +51,8 @@ class JaxTable(Table):
             attrs = {**attrs, "dtype": self.float}
         if node.op is not ops.loop:
             operands = map(_whole, operands)
-        with jax.named_scope(node.path or "model"):
+        double = any(x.type.dtype == "f64" for x in (*node.inputs, *node.outputs) if x is not None)
+        with jax.named_scope(node.path or "model"), jax.enable_x64(True) if double else nullcontext():  # else a graph's own f64 is f32
             made = super().apply(node, operands, attrs)
             several = len(node.outputs) > 1
             agreed = tuple(self.agree(v, x) for v, x in zip(node.outputs, made if several else (made,), strict=True))

@@ -25,6 +25,11 @@ def divided(x: Value, y: Value | float) -> Value:
     return x / ops.where(ops.equal(x, x), y, 1.0)
 
 
+def over(number: float, x: Value) -> Value:
+    """number / x as PyTorch has it, by the reciprocal, which is what floors in the reference see."""
+    return number * (1.0 / x)
+
+
 def scale_of(bits: int, low: Value, high: Value) -> Value:
     """How much one step of a symmetric range is worth."""
     return divided(ops.maximum(ops.maximum(ops.absolute(low), ops.absolute(high)), 1e-8), float(2 ** (bits - 1) - 1))
@@ -131,7 +136,7 @@ def int_gelu(x: Value, scale: Value) -> Scaled:
     """GELU of x with an error function that is a polynomial of integers."""
     a, b, c = -0.2888, -1.769, 1 / -0.2888
     steps, part = divided(x, scale), divided(scale, 1.4142)
-    low, rest = ops.floor(b / part), ops.floor(c / (part * part))
+    low, rest = ops.floor(over(b, part)), ops.floor(over(c, part * part))
     inner = ops.minimum(ops.absolute(steps), -low) + low
     erf = ops.floor(ops.sign(steps) * (inner * inner + rest) / 2.0**14)
     step = part * part * a * 2.0**14
@@ -148,13 +153,13 @@ class IntSoftmax(Layer):
     def forward(self, x: Value, scale: Value, mask: Value | None) -> Scaled:
         """x [... keys] and its scale [1], mask bool[... keys] -> weights in eight bits, and their scale."""
         first, second, last = 0.35815147, 0.96963238 / 0.35815147, 1 / 0.35815147
-        steps, half = divided(x, scale), ops.floor(-0.6931 / scale)
+        steps, half = divided(x, scale), ops.floor(over(-0.6931, scale))
         most = ops.max(steps if mask is None else ops.where(mask, steps, LOWEST), axis=3, keep=True)
         steps = steps - most if mask is None else ops.where(mask, steps - most, half * 30.0)
         steps = ops.maximum(steps, half * 30.0)
         shift = ops.floor(steps / half)
         left = steps - half * shift
-        polynomial = (left + ops.floor(second / scale)) * left + ops.floor(last / (scale * scale))
+        polynomial = (left + ops.floor(over(second, scale))) * left + ops.floor(over(last, scale * scale))
         powers = ops.maximum(ops.floor(polynomial * ops.power(2.0, 30.0 - shift)), 0.0)
         weights, step = self.act(powers, scale * scale * first / 2.0**30)
         weights = divided(weights, step)
