@@ -339,9 +339,9 @@ def show(
     if parameters:
         typer.echo("\n".join(["", *parameter_lines(loaded)]))
     elif passes:
-        from .exporters.onnx import PASSES
+        from .exporters.onnx import passes_for
 
-        typer.echo("\n".join(["", *pass_lines(graph, PASSES)]))
+        typer.echo("\n".join(["", *pass_lines(graph, passes_for(graph))]))
     elif html is None:
         typer.echo("\n" + print_graph(graph, data=False), nl=False)
     if html is not None:

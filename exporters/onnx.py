@@ -10,10 +10,11 @@ from typing import Any
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
 
 from ..ir.atomic import atomic_folder
+from ..ir.cache import continues
 from ..ir.definition import Definition
 from ..ir.errors import CheckpointError, TargetError, UsageError
 from ..ir.graph import Graph, Param, Value
-from ..ir.passes import STANDARD, flatten, optimize, without
+from ..ir.passes import STANDARD, Pass, flatten, merge_linears, optimize, without
 from ..ir.table import lower, run, with_bodies
 from ..ir.types import Type
 from ..ir.weights import Location, Weights
@@ -25,7 +26,7 @@ from .onnx_tape import DATA_TYPES, Tape, every
 IR_VERSIONS = {17: 8, 18: 8, 19: 9, 20: 9, 21: 10, 22: 10, 23: 11, 24: 12}
 OPSET = 23  # the oldest that has attention, rotary positions and RMS normalisation as ops
 
-PASSES = (*STANDARD, flatten)
+PASSES = (*STANDARD, merge_linears, flatten)
 
 Check = Callable[[Mapping[str, Path], Path, Path], Mapping[str, Mapping[str, Any]]]
 
@@ -81,8 +82,18 @@ def prepare(graph: Graph, opset: int = OPSET, switch_off: Iterable[str] = ()) ->
     """The graph as it is written: optimised by the passes that are not switched off, and lowered to what the opset has."""
     if opset not in IR_VERSIONS:
         raise TargetError(f"opset {opset} is not written, expected one of {min(IR_VERSIONS)} to {max(IR_VERSIONS)}\n  choose opset {OPSET}")
-    passes = without(PASSES, switch_off)
+    passes = passes_for(graph, switch_off)
     return lower(optimize(with_bodies(graph, lambda body: optimize(body, passes)), passes), OnnxTable(Tape(opset)))
+
+
+def passes_for(graph: Graph, switch_off: Iterable[str] = ()) -> tuple[Pass, ...]:
+    """The passes of a graph, but for those that are switched off.
+
+    Linear layers are merged in graphs that continue from a cache, a row or so at a time. For many rows it costs more to take the result apart than
+    one product saves, and sessions that read weights from their file alone would hold the merged ones in memory.
+    """
+    passes = without(PASSES, switch_off)
+    return passes if continues(graph) else tuple(p for p in passes if p is not merge_linears)
 
 
 def to_proto(graph: Graph, weights: Weights, *, opset: int = OPSET, place: Callable[[str], Location], name: str = "model") -> ModelProto:

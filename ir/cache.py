@@ -8,11 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from .graph import Value, current
+from .graph import Graph, Value, current
 from .sizes import Size, symbol
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+
+PAST, PRESENT = "past_key_values.", "present."  # what the names of inputs and outputs that hold keys and values start with
 
 
 class Cache:
@@ -70,15 +73,15 @@ class GrowingCache(Cache):
         graph, place, both = current(), self._place(slot), []
         graph.bounds["past"] = 0
         for name, x in (("key", k), ("value", v)):
-            old = graph.input(f"past_key_values.{place}.{name}", x.type.with_axis(2, self.past))
+            old = graph.input(f"{PAST}{place}.{name}", x.type.with_axis(2, self.past))
             both.append(concat(old, x, axis=2))
-            graph.outputs[f"present.{place}.{name}"] = both[-1]
+            graph.outputs[f"{PRESENT}{place}.{name}"] = both[-1]
         return both[0], both[1]
 
     def once(self, make: Callable[[], Sequence[Value]], slot: str = "encoder") -> tuple[Value, Value]:
         """Inputs in place of what `make` would compute; the encoder's graph computes it (`OnceCache`)."""
         graph, place = current(), self._place(slot)
-        k, v = (graph.input(f"past_key_values.{place}.{name}", x.type) for name, x in zip(("key", "value"), make(), strict=True))
+        k, v = (graph.input(f"{PAST}{place}.{name}", x.type) for name, x in zip(("key", "value"), make(), strict=True))
         return k, v
 
     def positions(self, length: Size, most: int, given: Value | None = None) -> Value:
@@ -101,6 +104,11 @@ class OnceCache(Cache):
         """What `make` computes, remembered as outputs."""
         k, v = make()
         graph = current()
-        graph.outputs[f"present.{self._layer}.{slot}.key"], graph.outputs[f"present.{self._layer}.{slot}.value"] = k, v
+        graph.outputs[f"{PRESENT}{self._layer}.{slot}.key"], graph.outputs[f"{PRESENT}{self._layer}.{slot}.value"] = k, v
         self._layer += 1
         return k, v
+
+
+def continues(graph: Graph) -> bool:
+    """Whether a graph takes keys and values of earlier calls."""
+    return any(v.name.startswith(PAST) for v in graph.inputs)

@@ -12,12 +12,13 @@ import numpy as np
 
 from ..checkpoints.files import read_json
 from ..exporters.artifact import MANIFEST, GraphFile, read_manifest
+from ..ir.cache import PAST
 from ..ir.definition import Definition, check_inputs
 from ..ir.errors import InputError, UsageError, nearest
 from .generating import beams
 from .generating.decoding import Decoding, Pieces, Stream, rows_alone
 from .generating.options import Options
-from .generating.stepper import PAST, Stepper
+from .generating.stepper import Stepper
 from .session import Session
 from .targets import compile, open
 

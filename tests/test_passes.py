@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from graphs import build, check, names
 from op_samples import SAMPLES, Sample, sample_graph
 
 import interlingua as il
@@ -15,47 +16,20 @@ from interlingua.ir import ops
 from interlingua.ir.errors import InterlinguaError, ShapeError, UsageError
 from interlingua.ir.graph import Graph, Param, Value
 from interlingua.ir.op import OPS, Op
-from interlingua.ir.passes import explicit_causal, flatten, fold_constants, optimize, push_slices, roll, without
+from interlingua.ir.passes import explicit_causal, flatten, fold_constants, merge_linears, optimize, push_slices, roll, without
 from interlingua.ir.passes.fold_constants import REWRITES
-from interlingua.ir.reference import reference
 from interlingua.ir.signature import Signature
 from interlingua.ir.sizes import symbol
 from interlingua.ir.text import print_graph
 from interlingua.ir.weights import ArrayWeights
 from interlingua.runtime.showing import pass_lines
 
-PASSES = [push_slices, explicit_causal, flatten, fold_constants, roll]
+PASSES = [push_slices, explicit_causal, merge_linears, flatten, fold_constants, roll]
 each_pass = pytest.mark.parametrize("change", PASSES, ids=lambda p: p.__name__)
 
 
 def dedent(text: str) -> str:
     return textwrap.dedent(text).lstrip("\n")
-
-
-def build(make: Callable[..., Any], *types: str) -> Graph:
-    """The graph of `make` on inputs x0, x1, ... with one output or several."""
-    graph = Graph()
-    graph.path = "layer"
-    with graph.tracing():
-        made = make(*[graph.input(f"x{i}", t) for i, t in enumerate(types)])
-    graph.outputs = {f"y{i}": v for i, v in enumerate(made if isinstance(made, tuple) else (made,))}
-    return graph
-
-
-def names(graph: Graph) -> list[str]:
-    return [n.op.name for n in graph.live()]
-
-
-def check(before: Graph, after: Graph, feed: dict[str, np.ndarray], weights: Any = None) -> None:
-    """Equal in float64, in types, in inputs and outputs; and every node still knows its layer."""
-    assert {k: v.type for k, v in after.outputs.items()} == {k: v.type for k, v in before.outputs.items()}
-    assert after.inputs == before.inputs
-    if all(n.path for n in before.live()):
-        assert all(n.path for n in after.live())
-    found, expected = reference(after, feed, weights), reference(before, feed, weights)
-    for name in expected:
-        assert found[name].dtype == expected[name].dtype
-        np.testing.assert_allclose(found[name], expected[name], rtol=1e-10, atol=1e-10, err_msg=name)
 
 
 @pytest.mark.parametrize("symbolic", [False, True], ids=["static", "symbolic"])

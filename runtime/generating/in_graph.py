@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from ...ir import ops
+from ...ir.cache import PAST, PRESENT
 from ...ir.errors import ParityError, UsageError
 from ...ir.graph import Graph, Param, Value, current
 from ...ir.ops.loop import inline, substituted
@@ -26,7 +27,6 @@ from ..samples import make_samples
 from ..session import Session
 from ..verify import FACTORS, FLOOR
 from .options import Options
-from .stepper import PAST, PRESENT
 
 SEQUENCES, MARGINS = "sequences", "margins"
 CHECKED = 16  # tokens that a check computes in float64: each step reads all weights

@@ -9,10 +9,11 @@ import numpy as np
 import onnxruntime as ort
 from onnx import TensorProto, helper
 
+from ...ir.cache import PAST
 from ...ir.errors import InterlinguaError
 from ...ir.types import NUMPY_DTYPES
 from ..ort import OnnxSession, reason
-from .stepper import PAST, State, Stepper
+from .stepper import State, Stepper
 
 _ELEMENTS = {"tensor(float)": TensorProto.FLOAT, "tensor(float16)": TensorProto.FLOAT16, "tensor(double)": TensorProto.DOUBLE}
 _ELEMENTS |= {"tensor(bfloat16)": TensorProto.BFLOAT16}

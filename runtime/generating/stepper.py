@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from ...ir.cache import PAST, PRESENT
 from ...ir.graph import Graph
 from ...ir.sizes import Size, bind, symbol
 from ...ir.types import NUMPY_DTYPES, Type
 from ..session import Session
 
-PAST, PRESENT = "past_key_values.", "present."
 State = dict[str, Any]  # keys and values on the device, by the name of the input that they are
 
 
