@@ -18,6 +18,8 @@ try:
     import torch
     import torch.nn.functional as F
     from torch.fx.proxy import GraphAppendingTracer
+
+    from .torch_dropout import attention_with_dropout, dropout
 except ModuleNotFoundError as e:
     raise MissingExtraError("torch", "PyTorch as a target") from e
 
@@ -122,7 +124,7 @@ TORCH = Table(
         ops.linear: F.linear,
         ops.affine: lambda x, weight, bias: F.linear(x, weight.t(), bias),
         ops.group_norm: lambda x, scale, shift, *, groups, eps: F.group_norm(x, groups, scale, shift, eps),
-        ops.dropout: lambda x, key, *, rate, site: F.dropout(x, rate),
+        ops.dropout: lambda x, key, *, rate, site: _call(dropout, x, rate),
     },
 )
 
@@ -349,7 +351,7 @@ def _fused(node: Node) -> bool:
 @TORCH.native(ops.attention, node=True, when=_fused)
 def _attention(node, q, k, v, mask, bias, start, key, *, scale, causal, dropout, site):
     outer = node.type.rank - 3
-    grouped = {"enable_gqa": True} if _type(node).shape[-3] != _type(node, 1).shape[-3] else {}
+    grouped = _type(node).shape[-3] != _type(node, 1).shape[-3]
     shapes = [x.shape for x in node.inputs[3:5] if x is not None]
     seen = mask if bias is None else bias if mask is None else torch.where(mask, bias, float("-inf"))
     if seen is not None:
@@ -357,8 +359,17 @@ def _attention(node, q, k, v, mask, bias, start, key, *, scale, causal, dropout,
         rank = max(map(len, shapes)) - 3
         seen = _with_batch(seen, rank, q.shape if outer != 1 and any(d != 1 for d in lead) else None, outer)
     q4, k4, v4 = (_with_batch(x, outer, None, outer) for x in (q, k, v))
-    out = F.scaled_dot_product_attention(q4, k4, v4, attn_mask=seen, dropout_p=dropout, is_causal=causal, scale=scale, **grouped)
+    if dropout:
+        out = _call(attention_with_dropout, q4, k4, v4, seen, rate=dropout, causal=causal, scale=scale, grouped=grouped)
+    else:
+        options = {"enable_gqa": True} if grouped else {}
+        out = F.scaled_dot_product_attention(q4, k4, v4, attn_mask=seen, is_causal=causal, scale=scale, **options)
     return out if outer == 1 else out[0] if outer == 0 else out.unflatten(0, tuple(q.shape[i] for i in range(outer)))
+
+
+def _call(f: Any, x: Any, *rest: Any, **options: Any) -> Any:
+    """A call of a function of our own in the program that x is a value of."""
+    return x.tracer.create_proxy("call_function", f, (x, *rest), options)
 
 
 def _with_batch(x: Any, lead: int, like: Any, outer: int) -> Any:

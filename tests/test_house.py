@@ -26,7 +26,9 @@ ALLOWED = {
 }
 FRAMEWORKS = {"torch", "tensorflow", "jax", "jaxlib", "tf2onnx", "transformers"}
 # the only modules that import a framework when they are imported; all others do so inside the function that needs it
-FRAMEWORK_MODULES = {f"frontends/{name}.py" for name in ("torch", "torch_table", "tensorflow", "tensorflow_table", "jax", "jax_table")}
+FRAMEWORK_MODULES = {
+    f"frontends/{name}.py" for name in ("torch", "torch_dropout", "torch_table", "tensorflow", "tensorflow_table", "jax", "jax_table")
+}
 FRAMEWORK_MODULES |= {"exporters/stablehlo.py", "exporters/saved_model.py"}
 IR_NEEDS = {"numpy", "ml_dtypes"}
 

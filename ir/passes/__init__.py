@@ -9,6 +9,7 @@ from ..graph import Graph
 from .explicit_causal import explicit_causal
 from .flatten import flatten
 from .fold_constants import fold_constants
+from .fold_scales import fold_scales
 from .merge_linears import merge_linears
 from .push_slices import push_slices
 from .roll import roll
@@ -17,7 +18,19 @@ Pass = Callable[[Graph], Graph]
 
 STANDARD = (push_slices, explicit_causal, fold_constants)  # what every target gains from
 
-__all__ = ["STANDARD", "Pass", "explicit_causal", "flatten", "fold_constants", "merge_linears", "optimize", "push_slices", "roll", "without"]
+__all__ = [
+    "STANDARD",
+    "Pass",
+    "explicit_causal",
+    "flatten",
+    "fold_constants",
+    "fold_scales",
+    "merge_linears",
+    "optimize",
+    "push_slices",
+    "roll",
+    "without",
+]
 
 
 def without(passes: Sequence[Pass], names: Iterable[str]) -> tuple[Pass, ...]:
