@@ -188,8 +188,20 @@ def _size(*, value, dtype):
 
 @JAX.native(ops.random_uniform)
 def _random_uniform(key, *, shape, site):
-    key = jax.random.wrap_key_data(key, impl="threefry2x32")
-    return jax.random.uniform(jax.random.fold_in(key, site), shape, jnp.float32)
+    return jax.random.uniform(_key_of(key, site), shape, jnp.float32)
+
+
+def _key_of(key: Any, site: Any) -> Any:
+    return jax.random.fold_in(jax.random.wrap_key_data(key, impl="threefry2x32"), site)
+
+
+@JAX.native(ops.dropout)
+def _dropout(x, key, *, rate, site):
+    """Sixteen bits for each element, two of a draw: what dropout costs is the draws. The rate is right to 1 / 65536, the mean is kept."""
+    if not (kept := round((1 - rate) * 65536)):
+        return jnp.zeros_like(x)
+    draws = jax.random.bits(_key_of(key, site), ((x.size + 1) // 2,), jnp.uint32).view(jnp.uint16)
+    return jnp.where(draws[: x.size].reshape(x.shape) <= kept - 1, x * (65536 / kept), 0)
 
 
 # A slice whose symbolic ends JAX cannot prove to lie within x is read or written by index.

@@ -29,7 +29,7 @@ class Module(tf.Module):
     Those that training does not change by gradients are not trainable variables: integer buffers and batch-norm statistics.
     """
 
-    def __init__(self, definition: Definition, outputs: Sequence[str] | None, jit_compile: bool, float: str):
+    def __init__(self, definition: Definition, outputs: Sequence[str] | None, jit_compile: bool | None, float: str):
         super().__init__(name=re.sub(r"\W", "_", f"m_{definition.name}"))
         self.definition, self.outputs, self.jit_compile, self.float = definition, outputs, jit_compile, float
         self.weights = variables_of(definition.weights, definition.params, float)
@@ -37,8 +37,10 @@ class Module(tf.Module):
 
     def _compiled(self, names: frozenset[str], training: bool) -> tuple[Graph, Function]:
         graph = self.definition.graph(names, self.outputs, training=training)
-        table = TF_XLA if self.jit_compile else TF
-        function = as_function(graph, self.weights, table.in_float(self.float), jit_compile=self.jit_compile)
+        compiled = self.jit_compile
+        if compiled is None:  # on a CPU, TensorFlow's kernels multiply the large matrices of a training step faster than XLA's
+            compiled = not training or bool(tf.config.list_physical_devices("GPU"))
+        function = as_function(graph, self.weights, (TF_XLA if compiled else TF).in_float(self.float), jit_compile=compiled)
         return graph, function.get_concrete_function()  # it has one trace for all sizes; TensorFlow warns of many functions from one place
 
     def __call__(self, training: bool = False, **inputs: Any) -> dict[str, Tensor]:
@@ -61,11 +63,11 @@ class Module(tf.Module):
         return made
 
 
-def as_module(definition: Definition, *, outputs: Sequence[str] | None = None, jit_compile: bool = True, dtype: str | None = None) -> Module:
+def as_module(definition: Definition, *, outputs: Sequence[str] | None = None, jit_compile: bool | None = None, dtype: str | None = None) -> Module:
     """The model as a `tf.Module`, called as `net(training=False, **inputs) -> outputs by name`.
 
-    One `tf.function` of symbolic sizes serves each set of inputs. XLA compiles it once for every set of concrete sizes, some seconds for a
-    large model: where each call has other sizes, pad them to a few lengths or give `jit_compile=False`.
+    One `tf.function` of symbolic sizes serves each set of inputs. XLA compiles it, except for training on a CPU, once for every set of concrete
+    sizes, some seconds for a large model: where each call has other sizes, pad them to a few lengths or give `jit_compile=False`.
 
     `outputs` are globs (`hidden_states.*`); `dtype` stores float parameters as "bf16", "f16", "f32" or "f64" and computes in it. Raises UsageError
     for an unknown dtype, and in the first call for an output that its inputs do not give.

@@ -147,11 +147,25 @@ def _at(axis: int, along: slice) -> tuple[slice, ...]:
 
 
 def _random_uniform(key: Tensor, *, shape: Any, site: int) -> Tensor:
-    """24 bits of one named generator: XLA's own choice of generator, and its floats, are not those of the kernels."""
+    """24 bits a number: XLA's floats are not those of the kernels."""
+    return tf.cast(tf.bitwise.right_shift(_bits(key, shape, site, tf.uint32), tf.constant(8, tf.uint32)), tf.float32) * 2.0**-24
+
+
+def _bits(key: Tensor, shape: Any, site: int, dtype: tf.DType) -> Tensor:
+    """Random integers of one named generator: what XLA chooses by itself is not that of the kernels."""
     seed: Any = tf.random.fold_in(tf.bitcast(key, tf.int32), site, alg="philox")
-    whole: dict[str, Any] = {"minval": None, "maxval": None, "dtype": tf.uint32}
-    bits = tf.random.stateless_uniform(shape, seed, alg="philox", **whole)
-    return tf.cast(tf.bitwise.right_shift(bits, tf.constant(8, tf.uint32)), tf.float32) * 2.0**-24
+    whole: dict[str, Any] = {"minval": None, "maxval": None, "dtype": dtype}
+    return tf.random.stateless_uniform(shape, seed, alg="philox", **whole)
+
+
+def _dropout(x: Tensor, key: Tensor, *, rate: float, site: int) -> Tensor:
+    """Sixteen bits for each element, four of a draw: what dropout costs is the draws. The rate is right to 1 / 65536, the mean is kept."""
+    if not (kept := round((1 - rate) * 65536)):
+        return tf.zeros_like(x)
+    count = tf.size(x, out_type=tf.int64)
+    draws = tf.bitcast(_bits(key, [(count + 3) // 4], site, tf.int64), tf.int16)
+    keep = tf.reshape(tf.reshape(draws, [-1])[:count], tf.shape(x)) <= kept - 1 - 32768
+    return x * (tf.cast(keep, x.dtype) * (65536 / kept))
 
 
 def _window(x: Tensor, start: Tensor, *, axis: int, length: Any) -> Tensor:
@@ -189,6 +203,7 @@ _MOVES: dict[Any, Callable[..., Tensor]] = {
     ops.size: lambda *, value, dtype: tf.cast(value, DTYPES[dtype]),
     ops.iota: lambda *, size: tf.range(_int64(size)),
     ops.random_uniform: _random_uniform,
+    ops.dropout: _dropout,
     ops.reshape: lambda x, *, shape: tf.reshape(x, [_int64(d) for d in shape]),
     ops.transpose: lambda x, *, perm: tf.transpose(x, perm),
     ops.broadcast_to: lambda x, *, shape: tf.broadcast_to(x, [_int64(d) for d in shape]),
