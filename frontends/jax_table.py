@@ -200,8 +200,12 @@ def _dropout(x, key, *, rate, site):
     """Sixteen bits for each element, two of a draw: what dropout costs is the draws. The rate is right to 1 / 65536, the mean is kept."""
     if not (kept := round((1 - rate) * 65536)):
         return jnp.zeros_like(x)
-    draws = jax.random.bits(_key_of(key, site), ((x.size + 1) // 2,), jnp.uint32).view(jnp.uint16)
-    return jnp.where(draws[: x.size].reshape(x.shape) <= kept - 1, x * (65536 / kept), 0)
+    key = _key_of(key, site)
+    if jax.export.is_symbolic_dim(x.size):
+        draws = jax.random.bits(key, x.shape, jnp.uint16)
+    else:
+        draws = jax.random.bits(key, ((x.size + 1) // 2,), jnp.uint32).view(jnp.uint16)[: x.size].reshape(x.shape)
+    return jnp.where(draws <= kept - 1, x * (65536 / kept), 0)
 
 
 # A slice whose symbolic ends JAX cannot prove to lie within x is read or written by index.
