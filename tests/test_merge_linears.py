@@ -8,7 +8,6 @@ from graphs import build, check, names
 
 import interlingua as il
 from interlingua.exporters.onnx import passes_for, prepare
-from interlingua.exporters.quantization import quantize, scheme_of
 from interlingua.ir import ops
 from interlingua.ir.graph import Graph, Param
 from interlingua.ir.op import Op
@@ -51,16 +50,6 @@ def test_what_is_read_elsewhere_or_is_no_weight_is_not_merged():
     ):
         graph = build(make, "f32[b s 6]", "f32[b s 6]")
         assert names(merge_linears(graph)) == names(graph)
-
-
-@pytest.mark.parametrize("scheme", ["int8", "int4-weights"])
-def test_quantised_products_are_merged(scheme: str, monkeypatch):
-    monkeypatch.setattr("interlingua.exporters.quantization.LEAST", 1)
-    graph, weights = three(ops.linear, 0)
-    graphs, made = quantize({"model": graph}, weights, scheme_of(scheme), ["w0", "w1", "w2"])
-    merged = merge_linears(graphs["model"])
-    assert len(names(merged)) == len(set(names(merged))) + 4, "one product, three slices, three pairs put side by side"
-    check(graphs["model"], merged, {"x0": np.random.default_rng(1).standard_normal((2, 3, 6))}, made)
 
 
 def test_layers_with_a_cache_are_merged_and_others_are_not():

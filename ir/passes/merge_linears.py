@@ -9,8 +9,7 @@ from typing import Any
 from .. import ops
 from ..graph import Graph, Node, Param, Value, current
 
-# op -> along which axis of each operand after the first the outputs lie
-_OUTPUTS = {ops.linear: (0, 0), ops.affine: (1, 0), ops.quantized_linear: (0, 0, 0), ops.dynamic_quantized_linear: (1, 0, 0)}
+_OUTPUTS = {ops.linear: 0, ops.affine: 1}  # the axis of the weight along which outputs lie
 
 
 def merge_linears(graph: Graph) -> Graph:
@@ -39,22 +38,16 @@ def _groups(graph: Graph) -> dict[Node, list[Node]]:
     alike: dict[Any, list[Node]] = {}
     for node in live:
         if node.op in _OUTPUTS and all(v is None or (isinstance(v, Param) and readers[v] == 1) for v in node.inputs[1:]):
-            alike.setdefault((node.op, node.inputs[0], *node.attrs.items(), *_rest_of_shapes(node)), []).append(node)
+            x, weight, bias = node.inputs
+            alike.setdefault((node.op, x, weight.type.dtype, bias is None), []).append(node)  # type: ignore[union-attr]
     return {node: nodes for nodes in alike.values() if len(nodes) > 1 for node in nodes}
-
-
-def _rest_of_shapes(node: Node) -> list[Any]:
-    """What must be the same of operands that are put side by side."""
-    operands = zip(node.inputs[1:], _OUTPUTS[node.op], strict=True)
-    return [v if v is None else (v.type.dtype, *v.shape[:axis], *v.shape[axis + 1 :]) for v, axis in operands]
 
 
 def _merged(group: list[Node], x: Value | None) -> list[Value]:
     """The results of a group of nodes that read x."""
     shared = takewhile(lambda names: len(set(names)) == 1, zip(*(n.path.split(".") for n in group), strict=False))
     current().path = ".".join(names[0] for names in shared) or group[0].path
-    first, axes = group[0], _OUTPUTS[group[0].op]
-    rest = [None if v is None else ops.concat(*(n.inputs[i] for n in group), axis=axes[i - 1]) for i, v in enumerate(first.inputs) if i]
-    y = first.op(x, *rest, **first.attrs)
+    op, weights, biases = group[0].op, [n.inputs[1] for n in group], [n.inputs[2] for n in group]
+    y = op(x, ops.concat(*weights, axis=_OUTPUTS[op]), None if biases[0] is None else ops.concat(*biases, axis=0))
     ends = accumulate((n.type.shape[-1] for n in group), initial=0)
     return [ops.slice_(y, axis=y.rank - 1, start=start, stop=stop) for start, stop in pairwise(ends)]
