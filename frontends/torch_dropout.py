@@ -16,7 +16,7 @@ def dropout(x: torch.Tensor, rate: float) -> torch.Tensor:
         return F.dropout(x, rate)
     if not (kept := round((1 - rate) * _STEPS)):
         return x * 0
-    draws = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(1 << 63), (1 << 63) - 1)
+    draws = torch.randint(-(1 << 63), (1 << 63) - 1, ((x.numel() + 3) // 4,))
     sixteen_bits = draws.view(torch.int16)[: x.numel()].view(x.shape)  # one draw is enough for four elements
     return x * ((sixteen_bits <= kept - 1 - _STEPS // 2).to(x.dtype) * (_STEPS / kept))
 
