@@ -20,6 +20,7 @@ from .cli_arguments import one_of, texts
 from .runtime.steps import steps
 
 FORMATS = ("onnx", "stablehlo", "saved_model")
+FLOATS = ("f32", "f16", "bf16")
 SCHEMES = ("int8", "int8-weights", "int4-weights")
 TARGETS = ("onnxruntime", "xla", "torch", "tensorflow", "tf2onnx", "numpy")
 GENERATING = ("onnxruntime", "xla", "torch")
@@ -95,15 +96,14 @@ def export(
     opset: Annotated[int | None, typer.Option(min=17, max=24, metavar="N", help="ONNX opset, 17 to 24; default 23.")] = None,
     cache: Annotated[
         bool | None,
-        typer.Option(
-            "--cache/--no-cache", help="Graphs with key and value caches; default: for heads that generate, unless inputs or outputs are chosen."
-        ),
+        typer.Option("--cache/--no-cache", help="Graphs with key/value caches; default: for heads that generate, if no input or output is chosen."),
     ] = None,
     generate: NEW = None,
     check: Annotated[
         bool, typer.Option("--check/--no-check", help="Run what is written against the float64 reference, and fail if it is wrong.")
     ] = True,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing output.")] = False,
+    dtype: Annotated[str, typer.Option(metavar="FLOAT", callback=one_of(FLOATS), help=f"Floats in ONNX files: one of {', '.join(FLOATS)}.")] = "f32",
     quantize: SCHEME = None,
     max_error: MAX_ERROR = None,
     switch_off: SWITCH_OFF = None,
@@ -117,6 +117,7 @@ def export(
       interlingua export ./bert-base
       interlingua export ./all-MiniLM-L6-v2 ./served --output sentence_embedding
       interlingua export ./bert-base ./small --quantize int8 --max-error 0.02
+      interlingua export ./bert-base ./half --dtype f16
       interlingua export ./gpt2 ./one-file --generate 64
       interlingua export ./vit ./vit-xla --to stablehlo --output logits --output 'hidden_states.*'
     """
@@ -128,7 +129,7 @@ def export(
         if out is None and not Path(model).expanduser().is_dir():
             raise typer.BadParameter(f"{model} is no folder but a hub's id: say where to write", param_hint="FOLDER")
         special = {"opset": opset, "generate": generate, "quantize": quantize, "max_error": max_error, "switch_off": switch_off}
-        options: dict[str, Any] = {k: v for k, v in special.items() if v is not None}
+        options: dict[str, Any] = {"dtype": dtype, **{k: v for k, v in special.items() if v is not None}}
         made = loaded.export(out, to, inputs=input, outputs=output, cache=cache, check=check, overwrite=overwrite, progress=progress, **options)
     _list_graphs(Path(out or loaded.folder), made)
 

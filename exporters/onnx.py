@@ -19,6 +19,7 @@ from ..ir.table import lower, run, with_bodies
 from ..ir.types import Type
 from ..ir.weights import Location, Weights
 from .artifact import GraphFile, WeightFiles, graph_file, write_manifest
+from .half_precision import within_range
 from .onnx_table import OnnxTable
 from .onnx_tape import DATA_TYPES, Tape, every
 
@@ -83,7 +84,7 @@ def prepare(graph: Graph, opset: int = OPSET, switch_off: Iterable[str] = ()) ->
     if opset not in IR_VERSIONS:
         raise TargetError(f"opset {opset} is not written, expected one of {min(IR_VERSIONS)} to {max(IR_VERSIONS)}\n  choose opset {OPSET}")
     passes = passes_for(graph, switch_off)
-    return lower(optimize(with_bodies(graph, lambda body: optimize(body, passes)), passes), OnnxTable(Tape(opset)))
+    return within_range(lower(optimize(with_bodies(graph, lambda body: optimize(body, passes)), passes), OnnxTable(Tape(opset))))
 
 
 def passes_for(graph: Graph, switch_off: Iterable[str] = ()) -> tuple[Pass, ...]:

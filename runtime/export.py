@@ -9,8 +9,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..exporters.half_precision import checked_float, in_float
 from ..ir.errors import UsageError, nearest
 from ..ir.graph import Graph
+from ..ir.passes import STANDARD, optimize
 
 if TYPE_CHECKING:
     from ..exporters.artifact import GraphFile
@@ -32,6 +34,7 @@ def export(
     generate: int | None = None,
     check: bool = True,
     overwrite: bool = False,
+    dtype: str = "f32",
     quantize: str = "",
     max_error: float | None = None,
     progress: Progress = lambda text: None,
@@ -44,8 +47,10 @@ def export(
     inputs or outputs are chosen; with `generate` it becomes one graph instead, `generator`, which takes `input_ids` and `attention_mask` and gives
     `sequences` with so many new tokens, the likeliest ones.
 
-    With `check` the artifact is run against the float64 reference before it appears, and its errors are noted in `interlingua.json`. `quantize`
-    names a scheme that stores weights in fewer bits, `max_error` its budget: see `quantization.export_quantized`.
+    With `check` the artifact is run against the float64 reference before it appears, and its errors are noted in `interlingua.json`. `dtype` is what
+    all floats of an ONNX file are, inputs, outputs and caches too: "f16", or "bf16", for which onnxruntime has no kernels on CPUs, so that the check
+    runs these files with their numbers widened to float32. `quantize` names a scheme that stores weights in fewer bits, `max_error` its budget: see
+    `quantization.export_quantized`.
 
     Raises ParityError where the numbers are wrong, UsageError for an existing output, TargetError for what the target cannot express; then
     nothing is left behind.
@@ -56,21 +61,48 @@ def export(
         raise UsageError(f"{model.name} has no checkpoint to be exported beside; name a folder")
     place = Path(folder or model.folder or ".")
     chosen: dict[str, Any] = {"inputs": inputs, "outputs": outputs, "cache": cache}
+    half = _half(dtype, to, quantize)
     if generate is not None:
-        graphs, verify = _generating(model, to, generate, **chosen, quantize=quantize or max_error)
+        graphs, verify = _generating(model, to, generate, **chosen, quantize=quantize or max_error, dtype=half)
     elif quantize or max_error is not None:
         settings = {"max_error": max_error, "check": check, "overwrite": overwrite, "progress": progress}
         return _quantized(model, place, to, quantize, **chosen, **settings, **options)
     else:
-        graphs, verify = graphs_of(model, to, **chosen), _verify
+        graphs, verify = graphs_of(model, to, **chosen), partial(_verify, float=dtype)
     progress(f"writing {to} to {place}")
-    checker = _checker(model, graphs, to, verify, progress) if check else lambda files, staging, folder: {}
+    checker = _checker(model, graphs, to, verify, half, progress) if check else lambda files, staging, folder: {}
+    graphs, options = _in_float(model, graphs, half, options)
 
     def finish(files: Mapping[str, Path], staging: Path, folder: Path) -> dict[str, dict[str, float]]:
         _copy_companions(model, staging, folder)
         return checker(files, staging, folder)
 
     return _write(model, place, to, graphs, overwrite=overwrite, check=finish, **options)
+
+
+def _half(dtype: str, to: str, quantize: str) -> str:
+    """The half float of an export, the empty text for float32."""
+    if checked_float(dtype) == "f32":
+        return ""
+    if to != "onnx":
+        target = "xla" if to == "stablehlo" else "tensorflow"
+        raise UsageError(
+            f"dtype={dtype!r} is for onnx, not for {to}, whose programs hold the float of the model\n"
+            f"  run the model itself in that float: il.compile(model, {target!r}, dtype={dtype!r})"
+        )
+    if quantize:
+        raise UsageError(f"dtype={dtype!r} and quantize={quantize!r} are given, expected one of the two: scales and activations are float32")
+    return dtype
+
+
+def _in_float(model: Model, graphs: dict[str, Graph], half: str, options: dict[str, Any]) -> tuple[dict[str, Graph], dict[str, Any]]:
+    """Graphs, and options with weights, as they are written in a half float."""
+    if not half:
+        return graphs, options
+    left_out = list(options.get("switch_off", ()))
+    passes = [p for p in STANDARD if p.__name__ not in left_out]  # constants are folded before they are rounded
+    made, weights = in_float({stem: optimize(graph, passes) for stem, graph in graphs.items()}, model.weights, half)
+    return made, {**options, "switch_off": left_out, "weights": weights}
 
 
 def _generating(model: Model, to: str, new: int, **others: Any) -> tuple[dict[str, Graph], Verify]:
@@ -87,10 +119,10 @@ def _generating(model: Model, to: str, new: int, **others: Any) -> tuple[dict[st
     return {"generator": generating_graph(model, options)}, partial(check_sequences, options=options)
 
 
-def _verify(opened: Callable[[], Any], graph: Graph, model: Model, to: str, *, progress: Progress) -> dict[str, float]:
+def _verify(opened: Callable[[], Any], graph: Graph, model: Model, to: str, *, progress: Progress, float: str) -> dict[str, float]:
     from .verify import verify_artifact
 
-    return verify_artifact(opened, graph, model, to, progress=progress).check().errors(to)
+    return verify_artifact(opened, graph, model, to, float=float, progress=progress).check().errors(to)
 
 
 def _quantized(model: Model, place: Path, to: str, scheme: str, **options: Any) -> list[GraphFile]:
@@ -132,23 +164,25 @@ def _write(model: Model, place: Path, to: str, graphs: dict[str, Graph], **optio
 
 
 def _checker(
-    model: Model, graphs: Mapping[str, Graph], to: str, verify: Verify, progress: Progress
+    model: Model, graphs: Mapping[str, Graph], to: str, verify: Verify, half: str, progress: Progress
 ) -> Callable[[Mapping[str, Path], Path, Path], dict[str, dict[str, float]]]:
     """Runs each written graph, while it is still in its staging folder, against the reference."""
 
     def check(files: Mapping[str, Path], staging: Path, folder: Path) -> dict[str, dict[str, float]]:
-        opened = {stem: partial(_open_staged, to, files[stem], [staging, folder], graph) for stem, graph in graphs.items()}
+        opened = {stem: partial(_open_staged, to, files[stem], [staging, folder], graph, half) for stem, graph in graphs.items()}
         return {stem: verify(opened[stem], graph, model, to, progress=progress) for stem, graph in graphs.items()}
 
     return check
 
 
-def _open_staged(to: str, file: Path, folders: Sequence[Path], graph: Graph) -> Any:
+def _open_staged(to: str, file: Path, folders: Sequence[Path], graph: Graph, half: str) -> Any:
     if to == "onnx":
-        from .ort import open_staged
+        from .ort import HALF, open_staged
 
+        own = None if half else graph  # else what the file declares, whose floats are others
         # a check reads each weight once: packing them for speed would double the memory
-        return open_staged(file, folders, graph, session_options={"session.disable_prepacking": "1"})
+        options = {"session.disable_prepacking": "1", **(HALF if half else {})}
+        return open_staged(file, folders, own, widen=half == "bf16", session_options=options)
     if to == "stablehlo":
         from .xla import open_staged as open_program
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import math
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -28,6 +30,9 @@ PROVIDERS = {
     "tensorrt": ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"],
 }
 DEFAULTS = {"session.intra_op.allow_spinning": "0"}  # threads that spin while they wait take the cores from other sessions
+# for files of half floats: onnxruntime 1.32 widens them on CPUs, and its layout of convolutions crashes on what that leaves of some (Funnel's)
+HALF = {"optimization.disable_specified_optimizers": "NchwcTransformer"}
+_NO_BF16 = "\n  onnxruntime has hardly any kernels for bf16 on CPUs: open it on device='cuda', or export the model with dtype='f16'"
 _DTYPES = {"float": "f32", "double": "f64", "float16": "f16", "bfloat16": "bf16", "bool": "bool", "uint8": "u8", "uint32": "u32"}
 _DTYPES |= {f"int{n}": f"i{n}" for n in (8, 16, 32, 64)}
 
@@ -58,6 +63,8 @@ class OnnxSession(Session):
     ):
         providers = _providers(device, provider_options or {})
         options = _options(session_options, threads)
+        for key, value in HALF.items() if _has(graph, "f16") else ():
+            options.add_session_config_entry(key, value)
         if folder:
             options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
         if initializers:
@@ -65,8 +72,8 @@ class OnnxSession(Session):
         try:
             self.ort = ort.InferenceSession(model, options, providers=providers)
         except Exception as error:  # onnxruntime's errors have no common base
-            what = model if isinstance(model, str) else name
-            raise CheckpointError(f"{what} cannot be loaded by onnxruntime {ort.__version__}: {reason(error)}") from error
+            what, hint = model if isinstance(model, str) else name, _NO_BF16 if "NOT_IMPLEMENTED" in str(error) and _has(graph, "bf16") else ""
+            raise CheckpointError(f"{what} cannot be loaded by onnxruntime {ort.__version__}: {reason(error)}{hint}") from error
         if (wanted := providers[0][0]) not in self.ort.get_providers():
             raise TargetError(f"device {device!r}: onnxruntime could not start {wanted}\n  see that its driver and libraries are installed")
         super().__init__(graph or _declared(self.ort), device=device, name=name)
@@ -75,6 +82,9 @@ class OnnxSession(Session):
         """The outputs for arrays that fit."""
         names = list(self.graph.outputs)
         try:
+            if _has(self.graph, "bf16"):  # which onnxruntime does not know as arrays
+                made = self.ort.run_with_ort_values(names, {k: _ort_value(x) for k, x in arrays.items()})
+                return {k: as_array(x) for k, x in zip(names, made, strict=True)}
             return {k: np.asarray(x) for k, x in zip(names, self.ort.run(names, dict(arrays)), strict=True)}
         except Exception as error:
             raise InterlinguaError(f"{self.name} failed in onnxruntime {ort.__version__}: {reason(error)}") from error
@@ -115,9 +125,11 @@ def open_onnx(place: str | os.PathLike[str], *, name: str = "", **options: Any) 
     return OnnxSession(str(folder / entry.file), entry.graph(), name=entry.model or Path(entry.file).stem, **options)
 
 
-def open_staged(file: Path, folders: Sequence[Path], graph: Graph, **options: Any) -> OnnxSession:
-    """A session of a graph file whose weights lie in several folders still, as while an artifact is written."""
+def open_staged(file: Path, folders: Sequence[Path], graph: Graph | None, *, widen: bool = False, **options: Any) -> OnnxSession:
+    """A session of a graph file whose weights lie in several folders still, as while an artifact is written; with `widen` bf16 becomes f32 in it."""
     proto = onnx.load(file, load_external_data=False)
+    if widen:
+        _widen(proto.graph)
     base = _common(str(f / "model.onnx") for f in folders)
     for tensor in proto.graph.initializer:
         for entry in tensor.external_data:
@@ -125,6 +137,27 @@ def open_staged(file: Path, folders: Sequence[Path], graph: Graph, **options: An
                 at = next(f / entry.value for f in folders if (f / entry.value).exists())
                 entry.value = os.path.relpath(at, base)
     return OnnxSession(proto.SerializeToString(), graph, folder=base, **options)
+
+
+def _widen(graph: onnx.GraphProto) -> None:
+    """Makes f32 of the bf16 in a graph: what is stored is cast where the graph begins, and every other number is made as f32."""
+    bf16, f32 = onnx.TensorProto.BFLOAT16, onnx.TensorProto.FLOAT
+    nodes, casts = list(graph.node), []
+    for tensor in graph.initializer:
+        if tensor.data_type == bf16:
+            casts.append(onnx.helper.make_node("Cast", [f"{tensor.name}.stored"], [tensor.name], to=f32))
+            tensor.name += ".stored"
+    for v in (*graph.input, *graph.output, *graph.value_info):
+        if v.type.tensor_type.elem_type == bf16:
+            v.type.tensor_type.elem_type = f32
+    for node in nodes:
+        for a in node.attribute:
+            if a.type == onnx.AttributeProto.GRAPH:
+                _widen(a.g)
+            elif (node.op_type, a.name, a.i) == ("Cast", "to", bf16):
+                a.i = f32
+    del graph.node[:]
+    graph.node.extend([*casts, *nodes])
 
 
 def _listed(file: Path) -> bool:
@@ -164,6 +197,20 @@ def _ort_value(array: np.ndarray) -> ort.OrtValue:
     if array.dtype == NUMPY_DTYPES["bf16"]:
         return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(array.view(np.uint16), 16)
     return ort.OrtValue.ortvalue_from_numpy(array)
+
+
+def as_array(value: ort.OrtValue) -> np.ndarray:
+    """An array of what lies in host memory, of any dtype."""
+    if value.data_type() != "tensor(bfloat16)":
+        return value.numpy()
+    shape = tuple(value.shape())
+    words = np.frombuffer(ctypes.string_at(value.data_ptr(), 2 * math.prod(shape)), np.uint16)
+    return words.view(NUMPY_DTYPES["bf16"]).reshape(shape)
+
+
+def _has(graph: Graph | None, dtype: str) -> bool:
+    """Whether a graph takes or gives tensors of that dtype."""
+    return graph is not None and any(v.type.dtype == dtype for v in (*graph.inputs, *graph.outputs.values()))
 
 
 def reason(error: Exception) -> str:

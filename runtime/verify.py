@@ -1,7 +1,8 @@
 """Verification: every target against the float64 run of the unoptimised graph, per output and, on a miss, per layer.
 
 An error is counted in units of float32 rounding noise: the error that the same graph makes in NumPy float32. One factor per target says how
-many units are rounding; more is a fault.
+many units are rounding; more is a fault. An artifact in half precision is counted in units of what rounding the weights and the result of every
+op to that float does.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from ..exporters.half_precision import fitted, rounded_run, spacing
 from ..ir import ops
 from ..ir.definition import Definition
 from ..ir.errors import ParityError
@@ -34,6 +36,8 @@ FACTORS = {
     "tf2onnx": 20.0,
 }
 FLOOR = 4 * float(np.finfo(np.float32).eps)  # of an output's magnitude: no output is held to less than this
+# Units of half precision: its rounding outweighs how kernels differ, but kernels that fuse or split ops round in other places.
+HALF_FACTOR = 4.0
 Progress = Callable[[str], None]
 
 
@@ -93,18 +97,29 @@ class Report:
 
 
 class Truth:
-    """The float64 run of a graph on a sample, and what float32 makes of it."""
+    """The float64 run of a graph on a sample, and what float32, or a half float, makes of it.
 
-    def __init__(self, graph: Graph, sample: Sample, definition: Definition):
-        self.sample, self.types = sample, {k: v.type for k, v in graph.outputs.items()}
+    What is beyond the half float's range counts as its largest number. Raises ParityError where an output is finite in float64 and not there.
+    """
+
+    def __init__(self, graph: Graph, sample: Sample, definition: Definition, float: str = "f32"):
+        self.sample, self.types, self.float = sample, {k: v.type for k, v in graph.outputs.items()}, float
         self.outputs = reference(graph, sample.arrays, definition.weights)
-        noisy = reference(graph, sample.arrays, definition.weights, float="f32")
-        self.unit = {k: max(self.error(k, noisy[k]), FLOOR * self._scale(k)) for k in self.outputs}
+        if float == "f32":
+            noisy = reference(graph, sample.arrays, definition.weights, float="f32")
+            self.unit = {k: max(self.error(k, noisy[k]), FLOOR * max(1.0, self._scale(k))) for k in self.outputs}
+            return
+        self.outputs = {k: fitted(x, float) if x.dtype.kind == "f" else x for k, x in self.outputs.items()}
+        noisy, overflow = rounded_run(graph, sample.arrays, definition.weights, float)
+        self.unit = {k: max(self.error(k, noisy[k]), spacing(float) * self._scale(k)) for k in self.outputs}
+        if overflow and (bad := [k for k, unit in self.unit.items() if not np.isfinite(unit)]):
+            raise ParityError(f"{definition.name}: {bad[0]} overflows {float}, {overflow} being the first that does\n  choose dtype 'bf16' or 'f32'")
 
     def _scale(self, name: str) -> float:
+        """The greatest magnitude of an output."""
         live = np.where(self.sample.mask(self.types[name]), self.outputs[name], 0)
         finite = np.abs(live[np.isfinite(live)]) if live.dtype.kind == "f" else np.abs(live)
-        return max(1.0, float(finite.max(initial=0)))
+        return float(finite.max(initial=0))
 
     def error(self, name: str, array: np.ndarray) -> float:
         """The greatest difference over live positions; infinite for another shape, NaN where only one side has one."""
@@ -117,7 +132,8 @@ class Truth:
 
     def rows(self, target: str, outputs: Mapping[str, np.ndarray]) -> list[Row]:
         """A row for each output."""
-        return [Row(target, self.sample.name, k, self.error(k, outputs[k]), FACTORS[target] * self.unit[k]) for k in self.types]
+        factor = FACTORS[target] if self.float == "f32" else HALF_FACTOR
+        return [Row(target, self.sample.name, k, self.error(k, outputs[k]), factor * self.unit[k]) for k in self.types]
 
 
 def verify(
@@ -189,16 +205,27 @@ def describe_first(rows: Sequence[Row]) -> str:
 
 
 def verify_artifact(
-    open: Callable[[], Session], graph: Graph, model: Definition, target: str, *, seed: int = 0, progress: Progress = lambda text: None
+    open: Callable[[], Session],
+    graph: Graph,
+    model: Definition,
+    target: str,
+    *,
+    float: str = "f32",
+    seed: int = 0,
+    progress: Progress = lambda text: None,
 ) -> Report:
-    """A session of an artifact against the model that it was made from; `graph` is the model's own.
+    """A session of an artifact in that float against the model that it was made from; `graph` is the model's own.
 
     The reference is run before the session is opened, so that the two never hold their weights at the same time.
     """
     report, truths = Report(model.name), []
     for sample in make_samples(graph, getattr(model, "config", None), seed):
         progress(f"{target}: computing the float64 reference, {sample.name}")
-        truths.append(Truth(graph, sample, model))
+        truths.append(Truth(graph, sample, model, float))
+    if float != "f32":  # of an output of few numbers the noise in one sample may be small by chance
+        unit = {k: max(truth.unit[k] for truth in truths) for k in graph.outputs}
+        for truth in truths:
+            truth.unit = unit
     progress(f"{target}: running what was written")
     session = open()
     for truth in truths:

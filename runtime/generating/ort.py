@@ -12,7 +12,7 @@ from onnx import TensorProto, helper
 from ...ir.cache import PAST
 from ...ir.errors import InterlinguaError
 from ...ir.types import NUMPY_DTYPES
-from ..ort import OnnxSession, reason
+from ..ort import OnnxSession, as_array, reason
 from .stepper import State, Stepper
 
 _ELEMENTS = {"tensor(float)": TensorProto.FLOAT, "tensor(float16)": TensorProto.FLOAT16, "tensor(double)": TensorProto.DOUBLE}
@@ -41,7 +41,7 @@ class OrtStepper(Stepper):
         """One step; logits alone are copied to the host."""
         given, wanted = self.host(arrays), ["logits"] if "logits" in self.outputs else []
         made = self._bound(self.session, given, {k: state[k] for k in self.caches}, wanted, list(self.made.values()))
-        logits = made.pop("logits").numpy()[:, -1].astype(np.float32, copy=False) if wanted else None
+        logits = as_array(made.pop("logits"))[:, -1].astype(np.float32, copy=False) if wanted else None
         return logits, {k: made[name] for k, name in self.made.items()}
 
     def select(self, state: State, rows: np.ndarray) -> State:
