@@ -83,7 +83,7 @@ def weights_of_a_step(model: Any) -> int:
 
 
 def memory_speed(threads: int, megabytes: int = 512) -> float:
-    """Bytes a second that so many threads read together from memory: the best of ten dot products of vectors far larger than any cache."""
+    """Bytes a second that threads read in dot products of vectors far larger than any cache, the best of ten; more streams can read more."""
     parts = np.ones((threads, 2, megabytes * 125_000 // threads), np.float32)
 
     def read() -> float:
@@ -103,7 +103,7 @@ def measure(seconds: float = 40, threads: int = 0, prompt: int = 64, new: int = 
     table = Table(
         f"Greedy generation, {prompt} + {new} tokens, batch 1 (CPU)", ["model", "interlingua", *(c for k in columns for c in (k, "interlingua / it"))]
     )
-    roof = memory_speed(threads or os.cpu_count() or 1)
+    speed_of_dots = memory_speed(threads or os.cpu_count() or 1)
     for name in TASKS:
         ids, model = np.random.default_rng(0).integers(5, 30000, (1, prompt)), il.load(checkpoint(name))
         own = partial(il.generator(model, threads=threads).generate, max_new_tokens=new, eos_token_id=None)
@@ -116,7 +116,7 @@ def measure(seconds: float = 40, threads: int = 0, prompt: int = 64, new: int = 
         bytes_read = weights_of_a_step(model)
         table.notes.append(
             f"{name}: a step reads {bytes_read / 1e6:.0f} MB of weights, so that ours reads {speed['interlingua'] * bytes_read / 1e9:.0f} GB/s; "
-            f"memory gives {roof / 1e9:.0f} GB/s here, which is {roof / bytes_read:.0f} tokens a second at most"
+            f"dot products of long vectors read {speed_of_dots / 1e9:.0f} GB/s here, which would be {speed_of_dots / bytes_read:.0f} tokens a second"
         )
         cells = [f"{speed[k]:.1f}" if k in speed else "" for k in columns]
         ratios = [f"{speed['interlingua'] / speed[k]:.2f}" if k in speed else "" for k in columns]
