@@ -23,6 +23,7 @@ from .session import Session
 from .targets import compile, open
 
 TARGETS = {"onnxruntime": "onnx", "xla": "stablehlo", "torch": ""}  # what each opens
+AWAKE = {"session.intra_op.allow_spinning": "1", "session.force_spinning_stop": "1"}  # ops of a step are too short to wake threads for each
 Load = Callable[[str, str | None], Definition]
 ENCODER, DECODER, ALONE = "encoder_model", "decoder_model", "model"
 
@@ -58,7 +59,7 @@ class Generator:
         ids, mask = self._inputs(input_ids, attention_mask, chosen)
         prompt = ids if self.encoder is None else np.full((len(ids), 1), self._start(chosen), np.int64)
         self._check_room(prompt.shape[1], chosen.max_new_tokens)
-        run = Decoding(self.decoder, prompt, mask if self.encoder is None else None, chosen.max_new_tokens)
+        run = Decoding(self.decoder, prompt, mask if self.encoder is None else None, chosen)
         if self.encoder is not None:
             _, state = self.encoder.run({"input_ids": ids, "attention_mask": mask}, {})
             run.remember(state, mask)
@@ -205,7 +206,16 @@ def _compiled(model: Definition, on: str, **options: Any) -> list[Session]:
         generating = [name for name, head in card.heads.items() if head.parts] if card else []
         hint = f"\n  load it with head={generating[0]!r}" if generating else ""
         raise UsageError(f"{model.name} does not generate: it has no key and value caches{hint}")
+    options = _for_steps(on, options)
     return [compile(model, on, graph=part.graph(model, padded=on == "xla"), **options) for part in parts]
+
+
+def _for_steps(on: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of sessions that take steps: on onnxruntime the logits' layer stays apart, and threads wait awake while a step runs."""
+    given = options.get("session_options") or {}
+    if on != "onnxruntime" or not isinstance(given, Mapping):
+        return dict(options)
+    return {**options, "apart": "logits", "session_options": {**AWAKE, **given}}
 
 
 def _opened(folder: Path, on: str | None, **options: Any) -> list[Session]:
@@ -220,6 +230,7 @@ def _opened(folder: Path, on: str | None, **options: Any) -> list[Session]:
         stems = {Path(g.file).stem: g for g in known if g.target == kind}
         chain = [ENCODER, DECODER] if {ENCODER, DECODER} <= set(stems) else [ALONE]
         if chain[-1] in stems and _cached(stems[chain[-1]]):
+            options = _for_steps(next(on for on, known in TARGETS.items() if known == kind), options)
             return [open(folder, name=stem, target=kind, **options) for stem in chain]
     have = ", ".join(f"{g.file} ({g.target})" for g in known) or "nothing"
     told = f"{folder} has {have}{f' for {on}' if on else ''}, expected graphs with key and value caches"

@@ -7,12 +7,14 @@ import math
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime as ort
+from google.protobuf.message import DecodeError
 
 from ..exporters.artifact import MANIFEST, GraphFile, find_graph, read_manifest
 from ..exporters.onnx import OPSET, prepare, to_proto
@@ -23,6 +25,7 @@ from ..ir.sizes import Size, parse_size, symbol
 from ..ir.types import NUMPY_DTYPES, Type
 from ..ir.weights import Location
 from .session import Session
+from .vocabulary_head import VocabularyHead
 
 PROVIDERS = {
     "cpu": ["CPUExecutionProvider"],
@@ -42,6 +45,7 @@ class OnnxSession(Session):
 
     `device` is cpu, cuda or tensorrt, with a number where there are several (`cuda:1`). `session_options` are entries of onnxruntime's session
     configuration, or an `onnxruntime.SessionOptions`; `provider_options` those of the device's provider; `threads` 0 means one per core.
+    `apart` names an output: where a large linear layer makes it, on a CPU, that layer is no part of the graph that runs, but the session's `head`.
 
     Raises CheckpointError for what onnxruntime cannot load, UsageError for an unknown device, TargetError for one that is not here.
     """
@@ -60,8 +64,13 @@ class OnnxSession(Session):
         initializers: Mapping[str, np.ndarray] | None = None,
         session_options: Mapping[str, str] | ort.SessionOptions | None = None,
         provider_options: Mapping[str, Any] | None = None,
+        apart: str = "",
     ):
-        providers = _providers(device, provider_options or {})
+        providers, self.apart = _providers(device, provider_options or {}), apart
+        self.head: VocabularyHead | None = None
+        if apart and device == "cpu" and not isinstance(session_options, ort.SessionOptions):
+            folder = folder or (os.path.dirname(os.path.abspath(model)) if isinstance(model, str) else "")
+            model = self._without_head(model, folder, initializers or {}, threads=threads, session_options=session_options)
         options = _options(session_options, threads)
         for key, value in HALF.items() if _has(graph, "f16") else ():
             options.add_session_config_entry(key, value)
@@ -78,20 +87,36 @@ class OnnxSession(Session):
             raise TargetError(f"device {device!r}: onnxruntime could not start {wanted}\n  see that its driver and libraries are installed")
         super().__init__(graph or _declared(self.ort), device=device, name=name)
 
+    def _without_head(self, model: str | bytes, folder: str, arrays: Mapping[str, np.ndarray], **options: Any) -> str | bytes:
+        """The model, without the layer that makes the output `apart` where that becomes the session's head."""
+        try:
+            proto = onnx.load_model_from_string(model) if isinstance(model, bytes) else onnx.load(model, load_external_data=False)
+        except (OSError, DecodeError):
+            return model  # which onnxruntime will say
+        self.head = VocabularyHead.cut(proto, self.apart, folder, arrays, partial(OnnxSession, **options))
+        return model if self.head is None else proto.SerializeToString()
+
     def run(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """The outputs for arrays that fit."""
-        names = list(self.graph.outputs)
+        fetched = {name: name for name in self.graph.outputs} | ({self.apart: self.head.states} if self.head else {})
         try:
             if _has(self.graph, "bf16"):  # which onnxruntime does not know as arrays
-                made = self.ort.run_with_ort_values(names, {k: _ort_value(x) for k, x in arrays.items()})
-                return {k: as_array(x) for k, x in zip(names, made, strict=True)}
-            return {k: np.asarray(x) for k, x in zip(names, self.ort.run(names, dict(arrays)), strict=True)}
+                values = self.ort.run_with_ort_values(list(fetched.values()), {k: _ort_value(x) for k, x in arrays.items()})
+                found = [as_array(x) for x in values]
+            else:
+                found = [np.asarray(x) for x in self.ort.run(list(fetched.values()), dict(arrays))]
         except Exception as error:
             raise InterlinguaError(f"{self.name} failed in onnxruntime {ort.__version__}: {reason(error)}") from error
+        made = dict(zip(fetched, found, strict=True))
+        if self.head:
+            scores = self.head.scores(made[self.apart])
+            made[self.apart] = scores.reshape(len(next(iter(arrays.values()))), -1, scores.shape[-1])
+        return made
 
     def close(self) -> None:
         """Gives back what the session holds, the memory of its weights above all; it cannot run afterwards."""
         del self.ort
+        self.head = None
 
 
 class OrtSession(OnnxSession):

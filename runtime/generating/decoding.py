@@ -17,9 +17,9 @@ Stream = Callable[[np.ndarray], Any]
 class Decoding:
     """One generation under way: how many tokens there are, which of them are padding, and keys and values on the device."""
 
-    def __init__(self, decoder: Stepper, prompt: np.ndarray, mask: np.ndarray | None, new: int):
-        self.decoder, self.batch, self.length = decoder, len(prompt), 0
-        self.mask = np.ones((len(prompt), prompt.shape[1] + new), np.int64)
+    def __init__(self, decoder: Stepper, prompt: np.ndarray, mask: np.ndarray | None, options: Options):
+        self.decoder, self.batch, self.length, self.greatest = decoder, len(prompt), 0, options.greatest
+        self.mask = np.ones((len(prompt), prompt.shape[1] + options.max_new_tokens), np.int64)
         if mask is not None:
             self.mask[:, : prompt.shape[1]] = mask
         self.prefix = "decoder_" if "decoder_input_ids" in decoder.inputs else ""
@@ -31,12 +31,12 @@ class Decoding:
         self.state, self.memory = {**self.state, **state}, {"attention_mask": mask}
 
     def step(self, tokens: np.ndarray) -> np.ndarray:
-        """Logits f32[rows words] after tokens [rows n]."""
+        """Logits f32[rows words] after tokens [rows n]; where the greatest is all that counts, others may be minus infinity."""
         start, self.length = self.length, self.length + tokens.shape[1]
         mask = self.mask[:, : self.length]
         places = np.maximum(np.cumsum(mask, 1) - 1, 0)[:, start:]
         own = {"input_ids": tokens, "attention_mask": mask, "position_ids": places}
-        logits, new = self.decoder.run({**self.memory, **{self.prefix + k: x for k, x in own.items()}}, self.state)
+        logits, new = self.decoder.run({**self.memory, **{self.prefix + k: x for k, x in own.items()}}, self.state, self.greatest)
         self.state = {**self.state, **new}
         return logits  # type: ignore[return-value]
 

@@ -106,6 +106,11 @@ class Options:
                 raise UsageError(f"{name} is {getattr(self, name)!r}, expected {wanted}")
 
     @property
+    def greatest(self) -> bool:
+        """Whether the word of the greatest logit is what comes next, whatever the other logits are."""
+        return self.num_beams == 1 and not self.do_sample and self.repetition_penalty == 1 and not (self.min_new_tokens and self.ends)
+
+    @property
     def ends(self) -> list[int]:
         """The ids that end a row."""
         return [] if self.eos_token_id is None else list(self.eos_token_id) if isinstance(self.eos_token_id, (list, tuple)) else [self.eos_token_id]

@@ -22,6 +22,8 @@ _ELEMENTS |= {"tensor(bfloat16)": TensorProto.BFLOAT16}
 class OrtStepper(Stepper):
     """A graph of an `OnnxSession`, run through its IOBinding."""
 
+    session: OnnxSession
+
     def __init__(self, session: OnnxSession):
         super().__init__(session)
         kind, _, number = session.device.partition(":")
@@ -37,12 +39,19 @@ class OrtStepper(Stepper):
             return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(np.zeros(shape, np.uint16), element)
         return ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, NUMPY_DTYPES[self.caches[name].dtype]), *self.place)
 
-    def run(self, arrays: Mapping[str, np.ndarray], state: State) -> tuple[np.ndarray | None, State]:
-        """One step; logits alone are copied to the host."""
-        given, wanted = self.host(arrays), ["logits"] if "logits" in self.outputs else []
+    def run(self, arrays: Mapping[str, np.ndarray], state: State, greatest: bool = False) -> tuple[np.ndarray | None, State]:
+        """One step; logits alone, or what the session's head makes them of, are copied to the host."""
+        given, head = self.host(arrays), self.session.head
+        wanted = [] if "logits" not in self.outputs else [head.states if head else "logits"]
         made = self._bound(self.session, given, {k: state[k] for k in self.caches}, wanted, list(self.made.values()))
-        logits = as_array(made.pop("logits"))[:, -1].astype(np.float32, copy=False) if wanted else None
-        return logits, {k: made[name] for k, name in self.made.items()}
+        state = {k: made[name] for k, name in self.made.items()}
+        if not wanted:
+            return None, state
+        found = as_array(made[wanted[0]])
+        if head is None:
+            return found[:, -1].astype(np.float32, copy=False), state
+        last = found.reshape(len(next(iter(given.values()))), -1, found.shape[-1])[:, -1]
+        return head.greatest(last) if greatest else head.scores(last), state
 
     def select(self, state: State, rows: np.ndarray) -> State:
         """Rows gathered by a graph of its own on the same device."""
