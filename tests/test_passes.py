@@ -16,7 +16,18 @@ from interlingua.ir import ops
 from interlingua.ir.errors import InterlinguaError, ShapeError, UsageError
 from interlingua.ir.graph import Graph, Param, Value
 from interlingua.ir.op import OPS, Op
-from interlingua.ir.passes import explicit_causal, flatten, fold_constants, fold_scales, merge_linears, optimize, push_slices, roll, without
+from interlingua.ir.passes import (
+    absorb_projections,
+    explicit_causal,
+    flatten,
+    fold_constants,
+    fold_scales,
+    merge_linears,
+    optimize,
+    push_slices,
+    roll,
+    without,
+)
 from interlingua.ir.passes.fold_constants import REWRITES
 from interlingua.ir.signature import Signature
 from interlingua.ir.sizes import symbol
@@ -24,7 +35,7 @@ from interlingua.ir.text import print_graph
 from interlingua.ir.weights import ArrayWeights
 from interlingua.runtime.showing import pass_lines
 
-PASSES = [push_slices, explicit_causal, fold_scales, merge_linears, flatten, fold_constants, roll]
+PASSES = [push_slices, explicit_causal, absorb_projections, fold_scales, merge_linears, flatten, fold_constants, roll]
 each_pass = pytest.mark.parametrize("change", PASSES, ids=lambda p: p.__name__)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from ..errors import InterlinguaError, UsageError, nearest
 from ..graph import Graph
+from .absorb_projections import absorb_projections
 from .explicit_causal import explicit_causal
 from .flatten import flatten
 from .fold_constants import fold_constants
@@ -21,6 +22,7 @@ STANDARD = (push_slices, explicit_causal, fold_constants)  # what every target g
 __all__ = [
     "STANDARD",
     "Pass",
+    "absorb_projections",
     "explicit_causal",
     "flatten",
     "fold_constants",
