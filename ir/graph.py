@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -187,6 +188,17 @@ class Graph:
                 need.update(v for v in node.inputs if v is not None)
                 found.append(node)
         return found[::-1]
+
+    def readers(self) -> Mapping[Value, list[Node | None]]:
+        """The live nodes that read each value, once for each operand that it is, and None for each output of the graph that it is."""
+        found: dict[Value, list[Node | None]] = defaultdict(list)
+        for node in self.live():
+            for v in node.inputs:
+                if v is not None:
+                    found[v].append(node)
+        for v in self.outputs.values():
+            found[v].append(None)
+        return found
 
     def leaves(self) -> list[Value]:
         """Inputs and parameters that some output needs, in order of first use."""

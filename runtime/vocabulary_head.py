@@ -94,7 +94,7 @@ class VocabularyHead:
         stored = {t.name: t for t in graph.initializer}
         found = [_stored(stored.get(name), folder, arrays) for name in gemm.input[1:]]
         weight, bias = found[0], found[1] if len(found) > 1 else None
-        if weight is None or weight.size < LEAST or (len(found) > 1 and (bias is None or bias.shape != weight.shape[:1])):
+        if weight is None or weight.ndim != 2 or weight.size < LEAST or (len(found) > 1 and (bias is None or bias.shape != weight.shape[:1])):
             return None
         states = gemm.input[0]
         for node in tail:
@@ -160,20 +160,22 @@ def _in_bytes(weight: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def _is_linear(node: NodeProto) -> bool:
-    return node.op_type == "Gemm" and [(a.name, a.i) for a in node.attribute] == [("transB", 1)]
+    return node.op_type == "Gemm" and len(node.input) in (2, 3) and [(a.name, a.i) for a in node.attribute] == [("transB", 1)]
 
 
 def _stored(tensor: TensorProto | None, folder: str, arrays: Mapping[str, np.ndarray]) -> np.ndarray | None:
-    """A stored tensor of float32 as an array, mapped where it lies in a file; None where it is not there as a whole."""
+    """A stored tensor of float32 as an array, mapped where it lies in a file; None where it is not there as it should: onnxruntime will say so."""
     if tensor is None or tensor.data_type != TensorProto.FLOAT:
         return None
     if tensor.name in arrays:
         return arrays[tensor.name]
-    if tensor.data_location != TensorProto.EXTERNAL:
-        return numpy_helper.to_array(tensor)
-    at = {entry.key: entry.value for entry in tensor.external_data}
-    file, start, shape = Path(folder, at["location"]), int(at.get("offset", 0)), tuple(tensor.dims)
-    inside = file.resolve().is_relative_to(Path(folder).resolve()) and file.is_file()
-    if not inside or file.stat().st_size < start + 4 * math.prod(shape):
-        return None  # onnxruntime will say so
-    return np.memmap(file, np.uint8, "r").view(np.ndarray)[start : start + 4 * math.prod(shape)].view(np.float32).reshape(shape)
+    try:
+        if tensor.data_location != TensorProto.EXTERNAL:
+            return numpy_helper.to_array(tensor)
+        at = {entry.key: entry.value for entry in tensor.external_data}
+        file, start, length = Path(folder, at["location"]), int(at.get("offset", 0)), 4 * math.prod(tensor.dims)
+        if not Path(os.path.normpath(file)).is_relative_to(os.path.normpath(folder)) or start < 0:
+            return None
+        return np.memmap(file, np.uint8, "r").view(np.ndarray)[start : start + length].view(np.float32).reshape(tuple(tensor.dims))
+    except (OSError, KeyError, ValueError, TypeError):
+        return None

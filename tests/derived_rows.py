@@ -144,7 +144,7 @@ def rows(name: str) -> Rows:
 
 def _vary(made: Rows, name: str, card: Card, heads: list[str]) -> None:
     turn = 0
-    for field_name, id, change in _changes(card):
+    for field_name, id, change in changes(card):
         shown = [h for h in heads if h.endswith(next((v for k, v in _SHOWN.items() if field_name.startswith(k)), ("",)))]
         if not shown:
             continue
@@ -163,7 +163,7 @@ def _vary(made: Rows, name: str, card: Card, heads: list[str]) -> None:
         made.variants += [Derived(name, head, kind, 0, {"problem_type": kind}) for kind in (PROBLEMS[0], PROBLEMS[2])]
 
 
-def _changes(card: Card) -> Iterator[tuple[str, str, dict[str, Any]]]:
+def changes(card: Card) -> Iterator[tuple[str, str, dict[str, Any]]]:
     """(field, id, the change) for each other value of each field that changes the computation."""
     own, hints = tiny.own(card), {f.name: f for f in dataclasses.fields(card.config)}
     start = {n: f.default for n, f in hints.items() if f.default is not dataclasses.MISSING} | {n: v[0] for n, v in own.config.items()}

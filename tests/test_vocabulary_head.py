@@ -148,3 +148,31 @@ def test_what_is_no_layer_of_float32_stays(tmp_path: Path):
     assert VocabularyHead.cut(proto, "logits", str(tmp_path / "half"), {}, OnnxSession) is None  # weights are not there: onnxruntime says so
     assert VocabularyHead.cut(proto, "present.0.key", str(tmp_path), {}, OnnxSession) is None
     assert proto.SerializeToString() == before
+
+
+def _layer(**changed: Any) -> onnx.ModelProto:
+    """A model of one linear layer after another node, whose weight says that it lies in a file."""
+    at = {"location": "weights", "offset": "0", **changed}
+    text = '<ir_version: 8, opset_import: ["": 17]> m (float[n, 4] x) => (float[n, 6] logits) { y = Abs(x) logits = Gemm<transB = 1>(y, w) }'
+    model = onnx.parser.parse_model(text)
+    tensor = model.graph.initializer.add(name="w", data_type=onnx.TensorProto.FLOAT, dims=(6, 4), data_location=onnx.TensorProto.EXTERNAL)
+    for key, value in at.items():
+        if value is not None:
+            tensor.external_data.add(key=key, value=value)
+    return model
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize(
+    "changed", [{"location": None}, {"location": "../weights"}, {"offset": "x"}, {"offset": "-4"}, {"offset": "8"}, {"location": "no"}], ids=str
+)
+def test_hostile_places_of_weights_are_left_to_onnxruntime(changed: dict[str, Any], tmp_path: Path):
+    inside = tmp_path / "inside"
+    inside.mkdir()
+    for folder in (tmp_path, inside):
+        (folder / "weights").write_bytes(bytes(6 * 4 * 4))
+    assert VocabularyHead.cut(_layer(), "logits", str(inside), {}, OnnxSession) is not None
+    model = _layer(**changed)
+    before = model.SerializeToString()
+    assert VocabularyHead.cut(model, "logits", str(inside), {}, OnnxSession) is None
+    assert model.SerializeToString() == before

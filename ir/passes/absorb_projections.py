@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from .. import ops
@@ -17,9 +18,7 @@ def absorb_projections(graph: Graph) -> Graph:
     seen. A classifier that reads one position of the last block is left with two products of one row for two of all rows. Heads are then rows of
     one head. Done where keys and values are plain linear layers of one sequence, heads as many as the query's, and nothing else reads them.
     """
-    readers: dict[Value, int] = {}
-    for v in (*(v for node in graph.live() for v in node.inputs if v is not None), *graph.outputs.values()):
-        readers[v] = readers.get(v, 0) + 1
+    readers = graph.readers()
 
     def rule(node: Node, operands: tuple[Any, ...]) -> Value | None:
         if node.op is not ops.attention or node.attrs["dropout"] or node.attrs["causal"] or not _has_one_row(*operands[:3]):
@@ -36,14 +35,14 @@ def _has_one_row(q: Value, k: Value, v: Value) -> bool:
     return q.rank == 4 and q.shape[2] == 1 != k.shape[2] and q.shape[1] == k.shape[1] == v.shape[1]
 
 
-def _projection(v: Value | None, readers: dict[Value, int]) -> Node | None:
+def _projection(v: Value | None, readers: Mapping[Value, list[Node | None]]) -> Node | None:
     """The linear layer of [batch rows size] whose outputs, in heads [batch heads rows size], v is, where nothing else reads what lies between."""
     for op, attrs in ((ops.transpose, {"perm": _SWAP}), (ops.reshape, {})):
-        if v is None or v.node is None or v.node.op is not op or readers[v] != 1 or not attrs.items() <= v.node.attrs.items():
+        if v is None or v.node is None or v.node.op is not op or len(readers[v]) != 1 or not attrs.items() <= v.node.attrs.items():
             return None
         v = v.node.inputs[0]
     node = v.node  # type: ignore[union-attr]
-    return node if node is not None and node.op is ops.linear and readers[v] == 1 and node.inputs[0].rank == 3 else None  # type: ignore[index, union-attr]
+    return node if node is not None and node.op is ops.linear and len(readers[v]) == 1 and node.inputs[0].rank == 3 else None  # type: ignore[index, union-attr]
 
 
 def _absorbed(operands: tuple[Any, ...], scale: float) -> Value:

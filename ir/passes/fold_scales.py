@@ -34,17 +34,12 @@ class _Folding:
 
     def __init__(self, graph: Graph):
         self.fixed: set[Value] = {p for p in graph.params() if p.type.dtype in KINDS["float"]}
-        self.readers: dict[Value, list[Node | None]] = {}
+        self.readers = graph.readers()
         self.open: set[Value] = set()  # what has become the result of a layer whose weights may take in more
         for node in graph.live():
             known = all(v is None or v in self.fixed for v in node.inputs)
             if known and node.op not in OPAQUE and not any(map(_symbolic, node.attrs.values())):
                 self.fixed.update(node.outputs)
-            for v in node.inputs:
-                if v is not None:
-                    self.readers.setdefault(v, []).append(node)
-        for v in graph.outputs.values():
-            self.readers.setdefault(v, []).append(None)
 
     def __call__(self, node: Node, operands: tuple[Value | None, ...]) -> Value | None:
         if node.op in LAYERS:

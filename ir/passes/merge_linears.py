@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from itertools import accumulate, pairwise, takewhile
 from typing import Any
 
@@ -33,11 +32,9 @@ def merge_linears(graph: Graph) -> Graph:
 
 def _groups(graph: Graph) -> dict[Node, list[Node]]:
     """Each node that can be merged, and all those that become one with it, in order."""
-    live = graph.live()
-    readers = Counter([v for node in live for v in node.inputs] + list(graph.outputs.values()))
-    alike: dict[Any, list[Node]] = {}
-    for node in live:
-        if node.op in _OUTPUTS and all(v is None or (isinstance(v, Param) and readers[v] == 1) for v in node.inputs[1:]):
+    readers, alike = graph.readers(), dict[Any, list[Node]]()
+    for node in graph.live():
+        if node.op in _OUTPUTS and all(v is None or (isinstance(v, Param) and len(readers[v]) == 1) for v in node.inputs[1:]):
             x, weight, bias = node.inputs
             alike.setdefault((node.op, x, weight.type.dtype, bias is None), []).append(node)  # type: ignore[union-attr]
     return {node: nodes for nodes in alike.values() if len(nodes) > 1 for node in nodes}

@@ -18,7 +18,7 @@ class Decoding:
     """One generation under way: how many tokens there are, which of them are padding, and keys and values on the device."""
 
     def __init__(self, decoder: Stepper, prompt: np.ndarray, mask: np.ndarray | None, options: Options):
-        self.decoder, self.batch, self.length, self.greatest = decoder, len(prompt), 0, options.greatest
+        self.decoder, self.batch, self.length, self.greatest_only = decoder, len(prompt), 0, options.greatest_only
         self.mask = np.ones((len(prompt), prompt.shape[1] + options.max_new_tokens), np.int64)
         if mask is not None:
             self.mask[:, : prompt.shape[1]] = mask
@@ -36,7 +36,7 @@ class Decoding:
         mask = self.mask[:, : self.length]
         places = np.maximum(np.cumsum(mask, 1) - 1, 0)[:, start:]
         own = {"input_ids": tokens, "attention_mask": mask, "position_ids": places}
-        logits, new = self.decoder.run({**self.memory, **{self.prefix + k: x for k, x in own.items()}}, self.state, self.greatest)
+        logits, new = self.decoder.run({**self.memory, **{self.prefix + k: x for k, x in own.items()}}, self.state, self.greatest_only)
         self.state = {**self.state, **new}
         return logits  # type: ignore[return-value]
 

@@ -106,7 +106,7 @@ class Options:
                 raise UsageError(f"{name} is {getattr(self, name)!r}, expected {wanted}")
 
     @property
-    def greatest(self) -> bool:
+    def greatest_only(self) -> bool:
         """Whether the word of the greatest logit is what comes next, whatever the other logits are."""
         return self.num_beams == 1 and not self.do_sample and self.repetition_penalty == 1 and not (self.min_new_tokens and self.ends)
 

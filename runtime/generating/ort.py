@@ -39,7 +39,7 @@ class OrtStepper(Stepper):
             return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(np.zeros(shape, np.uint16), element)
         return ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, NUMPY_DTYPES[self.caches[name].dtype]), *self.place)
 
-    def run(self, arrays: Mapping[str, np.ndarray], state: State, greatest: bool = False) -> tuple[np.ndarray | None, State]:
+    def run(self, arrays: Mapping[str, np.ndarray], state: State, greatest_only: bool = False) -> tuple[np.ndarray | None, State]:
         """One step; logits alone, or what the session's head makes them of, are copied to the host."""
         given, head = self.host(arrays), self.session.head
         wanted = [] if "logits" not in self.outputs else [head.states if head else "logits"]
@@ -51,7 +51,7 @@ class OrtStepper(Stepper):
         if head is None:
             return found[:, -1].astype(np.float32, copy=False), state
         last = found.reshape(len(next(iter(given.values()))), -1, found.shape[-1])[:, -1]
-        return head.greatest(last) if greatest else head.scores(last), state
+        return head.greatest(last) if greatest_only else head.scores(last), state
 
     def select(self, state: State, rows: np.ndarray) -> State:
         """Rows gathered by a graph of its own on the same device."""

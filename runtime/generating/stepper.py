@@ -43,10 +43,10 @@ class Stepper:
         """Zeros on the device for a cache."""
         raise TypeError(f"{type(self).__name__} does not define zeros")
 
-    def run(self, arrays: Mapping[str, np.ndarray], state: State, greatest: bool = False) -> tuple[np.ndarray | None, State]:
+    def run(self, arrays: Mapping[str, np.ndarray], state: State, greatest_only: bool = False) -> tuple[np.ndarray | None, State]:
         """The logits of the last position, f32[rows words], None where the graph has none, and the keys and values that it makes.
 
-        With `greatest`, logits that are not the greatest of their row may be minus infinity.
+        With `greatest_only`, logits that are not the greatest of their row may be minus infinity.
         """
         raise TypeError(f"{type(self).__name__} does not define run")
 

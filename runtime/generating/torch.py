@@ -22,7 +22,7 @@ class TorchStepper(Stepper):
         """A tensor; floats have the session's dtype from the first step on."""
         return torch.zeros(shape, dtype=DTYPES[self.caches[name].dtype], device=self.session.place)
 
-    def run(self, arrays: Mapping[str, np.ndarray], state: State, greatest: bool = False) -> tuple[np.ndarray | None, State]:
+    def run(self, arrays: Mapping[str, np.ndarray], state: State, greatest_only: bool = False) -> tuple[np.ndarray | None, State]:
         """One step; logits alone are copied to the host."""
         made = self.session.on_device({**self.host(arrays), **{k: state[k] for k in self.caches}})
         logits = to_array(made["logits"][:, -1].float()) if "logits" in made else None

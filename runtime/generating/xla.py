@@ -58,7 +58,7 @@ class XlaStepper(Stepper):
         """An array on the session's device."""
         return self.session.put(name, np.zeros(shape))
 
-    def run(self, arrays: Mapping[str, np.ndarray], state: State, greatest: bool = False) -> tuple[np.ndarray | None, State]:
+    def run(self, arrays: Mapping[str, np.ndarray], state: State, greatest_only: bool = False) -> tuple[np.ndarray | None, State]:
         """One step; logits alone are copied to the host. The old state is gone afterwards."""
         past = state[self.grown[0]].shape[2] if self.grown else 0
         given = {k: self.session.put(k, self._padded(self.inputs[k], x, past)) for k, x in self.host(arrays).items()}
