@@ -70,7 +70,7 @@ class OnnxSession(Session):
         self.head: VocabularyHead | None = None
         if apart and device == "cpu" and not isinstance(session_options, ort.SessionOptions):
             folder = folder or (os.path.dirname(os.path.abspath(model)) if isinstance(model, str) else "")
-            model = self._without_head(model, folder, initializers or {}, threads=threads, session_options=session_options)
+            model, initializers = self._without_head(model, folder, initializers or {}, threads=threads, session_options=session_options)
         options = _options(session_options, threads)
         for key, value in HALF.items() if _has(graph, "f16") else ():
             options.add_session_config_entry(key, value)
@@ -87,14 +87,18 @@ class OnnxSession(Session):
             raise TargetError(f"device {device!r}: onnxruntime could not start {wanted}\n  see that its driver and libraries are installed")
         super().__init__(graph or _declared(self.ort), device=device, name=name)
 
-    def _without_head(self, model: str | bytes, folder: str, arrays: Mapping[str, np.ndarray], **options: Any) -> str | bytes:
-        """The model, without the layer that makes the output `apart` where that becomes the session's head."""
+    def _without_head(
+        self, model: str | bytes, folder: str, arrays: Mapping[str, np.ndarray], **options: Any
+    ) -> tuple[str | bytes, Mapping[str, np.ndarray]]:
+        """The model and its arrays without the layer that makes the output `apart`, where that becomes the session's head."""
         try:
             proto = onnx.load_model_from_string(model) if isinstance(model, bytes) else onnx.load(model, load_external_data=False)
         except (OSError, DecodeError):
-            return model  # which onnxruntime will say
+            return model, arrays  # which onnxruntime will say
         self.head = VocabularyHead.cut(proto, self.apart, folder, arrays, partial(OnnxSession, **options))
-        return model if self.head is None else proto.SerializeToString()
+        if self.head is None:
+            return model, arrays
+        return proto.SerializeToString(), {t.name: arrays[t.name] for t in proto.graph.initializer if t.name in arrays}
 
     def run(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """The outputs for arrays that fit."""

@@ -122,6 +122,17 @@ def test_tokens_are_the_reference_s(kind: str, exported: bool, tmp_path: Path):
 
 
 @pytest.mark.usefixtures("small")
+def test_a_head_whose_weight_lies_in_memory():
+    """One that nothing else reads leaves the session with its layer."""
+    model = il.from_config({"model_type": "t5", **generation.SIZES, "tie_word_embeddings": False}, head="T5ForConditionalGeneration")
+    found, ids = il.generator(model), generation.prompts("t5")[0]
+    assert found.decoder.session.head is not None
+    for beams in (1, 2):
+        true = il.generator(model, "torch").generate(ids, max_new_tokens=5, num_beams=beams)
+        np.testing.assert_array_equal(found.generate(ids, max_new_tokens=5, num_beams=beams), true)
+
+
+@pytest.mark.usefixtures("small")
 def test_a_session_without_its_head_gives_the_same_outputs():
     model = il.load(generation.folder("gpt2"))
     graph, inputs = model.graph(), dict(zip(("input_ids", "attention_mask"), generation.prompts("gpt2"), strict=True))
