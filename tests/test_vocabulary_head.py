@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import onnx
 import pytest
 import test_generation as generation
+from test_pipelines import PACKAGE, needs_minilm
 
 import interlingua as il
 from interlingua.runtime import vocabulary_head
@@ -85,6 +87,20 @@ def test_all_scores_where_bytes_tell_nothing():
     many = head(case("even", 1)[0])
     assert np.isfinite(many.greatest(RNG.standard_normal((vocabulary_head.MOST_ROWS + 1, SIZE)).astype(np.float32))).all()
     assert many.tried == 0
+
+
+@needs_minilm
+def test_few_words_are_left_of_trained_ones():
+    """Trained rows differ in length and share a direction, as random ones do not."""
+    model = il.load(Path(find_spec(PACKAGE).origin).parent / "model")  # type: ignore[arg-type, union-attr]
+    ids = RNG.integers(1000, 20000, (4, 12))
+    states = il.compile(model)(input_ids=ids, attention_mask=np.ones_like(ids), token_type_ids=np.zeros_like(ids))["last_hidden_state"]
+    weight, states = np.asarray(model.weights.array("embeddings.word_embeddings.weight"), np.float32), states.reshape(-1, states.shape[-1])
+    trained = head(weight)
+    made = np.concatenate([trained.greatest(x[None]) for x in states])
+    assert (made.argmax(1) == (states.astype(np.float64) @ weight.T).argmax(1)).all()
+    assert np.isfinite(made).sum(1).max() < 100
+    assert trained.missed == 0
 
 
 # ---- in a generator -----------------------------------------------------------------------------
