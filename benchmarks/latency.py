@@ -101,7 +101,7 @@ def in_pytorch(work: Work, compiled: bool) -> Run:
     return run
 
 
-def measure(seconds: float = 30, threads: int = 0, names: Sequence[str] = (), compiled: bool = True) -> Table:
+def measure(seconds: float = 20, threads: int = 0, names: Sequence[str] = (), compiled: bool = True) -> Table:
     """A row for each model and size: our median, and each rival's as a multiple of it (above 1: ours is faster)."""
     columns = ["optimum-onnx", "onnxruntime.transformers", "mobius-onnx", "PyTorch eager", "torch.compile"]
     table = Table("Latency in float32 (CPU)", ["model", "size", "interlingua", *columns, "best rival"])
@@ -164,7 +164,7 @@ def _row(openers: Openers, columns: Sequence[str], work: Work, size: tuple[int, 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", help=f"of {', '.join(w.model for w in WORKS)}")
-    parser.add_argument("--seconds", type=float, default=30, help="for each row")
+    parser.add_argument("--seconds", type=float, default=20, help="for each row")
     parser.add_argument("--threads", type=int, default=0, help="0: one per core")
     parser.add_argument("--no-compile", dest="compiled", action="store_false", help="leave torch.compile out")
     WORK.mkdir(parents=True, exist_ok=True)
