@@ -87,10 +87,12 @@ class VocabularyHead:
         makers = {name: node for node in graph.node for name in node.output}
         readers = Counter(name for node in graph.node for name in node.input)
         tail = [makers[output]] if output in makers else []
-        if tail and tail[0].op_type == "Reshape" and readers[tail[0].input[0]] == 1:
+        if tail and tail[0].op_type == "Reshape" and tail[0].input and readers[tail[0].input[0]] == 1:
             tail.append(makers.get(tail[0].input[0], tail[0]))
         if not tail or not _is_linear(gemm := tail[-1]) or gemm.input[0] not in makers or readers[output]:
             return None
+        if any(v.name in (gemm.input[0], gemm.output[0]) and v.name != output for v in graph.output):
+            return None  # what is asked for besides stays where it is
         stored = {t.name: t for t in graph.initializer}
         found = [_stored(stored.get(name), folder, arrays) for name in gemm.input[1:]]
         weight, bias = found[0], found[1] if len(found) > 1 else None

@@ -203,3 +203,13 @@ def test_hostile_places_of_weights_are_left_to_onnxruntime(changed: dict[str, An
     before = model.SerializeToString()
     assert VocabularyHead.cut(model, "logits", str(inside), {}, OnnxSession) is None
     assert model.SerializeToString() == before
+
+
+@pytest.mark.usefixtures("small")
+def test_what_is_asked_for_beside_the_logits_stays(tmp_path: Path):
+    (tmp_path / "weights").write_bytes(bytes(6 * 4 * 4))
+    model = _layer()
+    model.graph.output.add(name="y").type.tensor_type.elem_type = onnx.TensorProto.FLOAT
+    assert VocabularyHead.cut(model, "logits", str(tmp_path), {}, OnnxSession) is None
+    empty = onnx.parser.parse_model('<ir_version: 8, opset_import: ["": 17]> m (float[n] x) => (float[n] logits) { logits = Reshape() }')
+    assert VocabularyHead.cut(empty, "logits", str(tmp_path), {}, OnnxSession) is None
