@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 from common import WORK, Table, checkpoint, interlingua, open_session, process, rival
 from export import optimum
 
-UNPACKED = {"session.disable_prepacking": "1"}
+WAYS = ("packed", "not packed", "packed in a folder")  # by onnxruntime when a session is opened; not at all; once, and mapped by all sessions
 
 
 def anonymous() -> float:
@@ -20,45 +21,55 @@ def anonymous() -> float:
     return int(rows["Anonymous"].split()[0]) / 1024
 
 
-def one(file: str, count: int, unpacked: bool) -> dict[str, list[float]]:
+def one(file: str, count: int, way: str) -> dict[str, list[float]]:
     """Seconds to load and MB held for each of `count` sessions, opened one after another, each run once."""
     import numpy as np
 
+    import interlingua as il
+
     ids = np.ones((1, 16), np.int64)
     feed = {"input_ids": ids, "attention_mask": ids, "token_type_ids": ids * 0}
-    sessions, seconds, memory, before = [], [], [], anonymous()
+    sessions, seconds, memory = [], [], []
     for _ in range(count):
         start = time.perf_counter()
-        session = open_session(Path(file), entries=UNPACKED if unpacked else {})
+        if way == "packed in a folder":
+            session = il.open(file, packed=Path(file).parent / "packed").ort
+        else:
+            session = open_session(Path(file), entries={"session.disable_prepacking": "1"} if way == "not packed" else {})
         seconds.append(time.perf_counter() - start)
         session.run(None, {x.name: feed[x.name] for x in session.get_inputs()})
         sessions.append(session)
-        memory.append(anonymous() - before)
+        memory.append(anonymous())
     return {"seconds": seconds, "memory": memory}
 
 
 def measure(count: int = 2) -> Table:
     """A row for each file and way of loading it."""
-    columns = ["file", "first loads in", "one session holds", f"{count} sessions hold", "x one"]
+    columns = ["file", "first loads in", "process with one", f"process with {count}", "x one", "each further session"]
     table = Table("Sessions of bert-base on onnxruntime (memory that no file backs)", columns)
     model = checkpoint("bert-base")
     if not (done := process(interlingua("export", str(model), "--to", "onnx", "--no-check", "--overwrite"))).ok:
         raise SystemExit(done.output)
-    files = {"interlingua": (model / "model.onnx", False), "interlingua, weights not packed": (model / "model.onnx", True)}
+    files = {f"interlingua, {way}": (model / "model.onnx", way) for way in WAYS}
     if rival("optimum-cli"):
         command, folder = optimum("bert-base", "feature-extraction")
         if (folder / "model.onnx").exists() or process(command).ok:
-            files["optimum-onnx"] = folder / "model.onnx", False
-    for name, (file, unpacked) in files.items():
-        done = process([sys.executable, str(Path(__file__)), "--one", str(file), str(count), str(int(unpacked))])
+            files["optimum-onnx, packed"] = folder / "model.onnx", WAYS[0]
+    for name, (file, way) in files.items():
+        if way == "packed in a folder":
+            shutil.rmtree(model / "packed", ignore_errors=True)
+            process([sys.executable, str(Path(__file__)), "--one", str(file), "1", way])  # which packs
+        done = process([sys.executable, str(Path(__file__)), "--one", str(file), str(count), way])
         if not done.ok:
             raise SystemExit(done.output)
         made = json.loads(done.output.splitlines()[-1])
         first, last = made["memory"][0], made["memory"][-1]
-        table.rows.append([name, f"{made['seconds'][0]:.2f} s", f"{first:.0f} MB", f"{last:.0f} MB", f"{last / first:.2f}"])
+        held = [f"{mb:.0f} MB" for mb in (first, last, (last - first) / max(count - 1, 1))]
+        table.rows.append([name, f"{made['seconds'][0]:.2f} s", *held[:2], f"{last / first:.2f}", held[2]])
     table.notes += [
-        "onnxruntime copies each weight into the order that its kernels read (packing), anew for each session; Python cannot share these copies.",
-        "Sessions that do not pack read the same pages of one file, and are slower.",
+        "packed: onnxruntime copies each weight into the order that its kernels read, anew for each session.",
+        "not packed: sessions read the same pages of one file, and are slower.",
+        "packed in a folder: `interlingua.open(folder, packed=...)`, after the first use has written the file, which all sessions map.",
     ]
     return table
 
@@ -66,10 +77,10 @@ def measure(count: int = 2) -> Table:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=2)
-    parser.add_argument("--one", nargs=3, metavar=("FILE", "COUNT", "UNPACKED"), help="one measurement, as JSON")
+    parser.add_argument("--one", nargs=3, metavar=("FILE", "COUNT", "WAY"), help="one measurement, as JSON")
     given = parser.parse_args()
     if given.one:
-        print(json.dumps(one(given.one[0], int(given.one[1]), given.one[2] == "1")))
+        print(json.dumps(one(given.one[0], int(given.one[1]), given.one[2])))
     else:
         WORK.mkdir(parents=True, exist_ok=True)
         print(measure(given.count))

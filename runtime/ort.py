@@ -24,6 +24,8 @@ from ..ir.graph import Graph
 from ..ir.sizes import Size, parse_size, symbol
 from ..ir.types import NUMPY_DTYPES, Type
 from ..ir.weights import Location
+from .packed import packed_file
+from .row_groups import RowGroups, divisible
 from .session import Session
 from .vocabulary_head import VocabularyHead
 
@@ -45,6 +47,8 @@ class OnnxSession(Session):
 
     `device` is cpu, cuda or tensorrt, with a number where there are several (`cuda:1`). `session_options` are entries of onnxruntime's session
     configuration, or an `onnxruntime.SessionOptions`; `provider_options` those of the device's provider; `threads` 0 means one per core.
+    `packed` is a folder for weights as the processor's kernels read them: made where they are missing, then mapped, and so shared, by all sessions.
+    Large batches of texts then run in groups of rows, a group on each thread (runtime/row_groups.py).
     `apart` names an output: where a large linear layer makes it, on a CPU, that layer is no part of the graph that runs, but the session's `head`.
 
     Raises CheckpointError for what onnxruntime cannot load, UsageError for an unknown device, TargetError for one that is not here.
@@ -65,24 +69,29 @@ class OnnxSession(Session):
         session_options: Mapping[str, str] | ort.SessionOptions | None = None,
         provider_options: Mapping[str, Any] | None = None,
         apart: str = "",
+        packed: str | os.PathLike[str] = "",
     ):
+        if packed and (device != "cpu" or isinstance(session_options, ort.SessionOptions)):
+            raise UsageError(f"packed={str(packed)!r} is for device='cpu', with session_options as a mapping: weights are packed for the processor")
         providers, self.apart = _providers(device, provider_options or {}), apart
         self.head: VocabularyHead | None = None
+        self.groups: RowGroups | None = None
+        folder = folder or (os.path.dirname(os.path.abspath(model)) if isinstance(model, str) else "")
         if apart and device == "cpu" and not isinstance(session_options, ort.SessionOptions):
-            folder = folder or (os.path.dirname(os.path.abspath(model)) if isinstance(model, str) else "")
             model, initializers = self._without_head(model, folder, initializers or {}, threads=threads, session_options=session_options)
-        options = _options(session_options, threads)
-        for key, value in HALF.items() if _has(graph, "f16") else ():
-            options.add_session_config_entry(key, value)
-        if folder:
-            options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
-        if initializers:
-            options.add_external_initializers(list(initializers), [_ort_value(x) for x in initializers.values()])
+        entries = HALF if _has(graph, "f16") else {}
+        options = _options(session_options, threads, entries, folder, initializers or {})
         try:
+            if packed:
+                model = str(packed_file(packed, model, folder, initializers or {}, options, repr((session_options, entries))))
+                options = _options(session_options, threads, entries)
+                if threads != 1 and self.head is None and graph is not None and divisible(graph):
+                    self.groups = RowGroups(threads, partial(OnnxSession, model, graph, name=name, threads=1, session_options=session_options))
             self.ort = ort.InferenceSession(model, options, providers=providers)
+        except UsageError:
+            raise
         except Exception as error:  # onnxruntime's errors have no common base
-            what, hint = model if isinstance(model, str) else name, _NO_BF16 if "NOT_IMPLEMENTED" in str(error) and _has(graph, "bf16") else ""
-            raise CheckpointError(f"{what} cannot be loaded by onnxruntime {ort.__version__}: {reason(error)}{hint}") from error
+            raise _unloadable(error, model if isinstance(model, str) else name, graph, packed) from error
         if (wanted := providers[0][0]) not in self.ort.get_providers():
             raise TargetError(f"device {device!r}: onnxruntime could not start {wanted}\n  see that its driver and libraries are installed")
         super().__init__(graph or _declared(self.ort), device=device, name=name)
@@ -102,6 +111,9 @@ class OnnxSession(Session):
 
     def run(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """The outputs for arrays that fit."""
+        return self.groups.run(arrays, self._run) if self.groups else self._run(arrays)
+
+    def _run(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         fetched = {name: name for name in self.graph.outputs} | ({self.apart: self.head.states} if self.head else {})
         try:
             if _has(self.graph, "bf16"):  # which onnxruntime does not know as arrays
@@ -120,7 +132,7 @@ class OnnxSession(Session):
     def close(self) -> None:
         """Gives back what the session holds, the memory of its weights above all; it cannot run afterwards."""
         del self.ort
-        self.head = None
+        self.head = self.groups = None
 
 
 class OrtSession(OnnxSession):
@@ -208,17 +220,37 @@ def _providers(device: str, options: Mapping[str, Any]) -> list[tuple[str, dict[
     return [(first, {**own, **options}), *((p, own if p.startswith("CUDA") else {}) for p in rest if p in installed)]
 
 
-def _options(given: Mapping[str, str] | ort.SessionOptions | None, threads: int) -> ort.SessionOptions:
+def _options(
+    given: Mapping[str, str] | ort.SessionOptions | None,
+    threads: int,
+    entries: Mapping[str, str],
+    folder: str = "",
+    arrays: Mapping[str, np.ndarray] | None = None,
+) -> ort.SessionOptions:
+    """onnxruntime's options: those given and what the graph needs, with the place that its weights lie in."""
     if given is None or isinstance(given, Mapping):
         options = ort.SessionOptions()
         options.log_severity_level = 4  # what goes wrong is raised
-        for key, value in {**DEFAULTS, **(given or {})}.items():
-            options.add_session_config_entry(key, str(value))
+        entries = {**DEFAULTS, **(given or {}), **entries}
     else:
         options = given
+    for key, value in entries.items():
+        options.add_session_config_entry(key, str(value))
     if threads:
         options.intra_op_num_threads = threads
+    if folder:
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
+    if arrays:
+        options.add_external_initializers(list(arrays), [_ort_value(x) for x in arrays.values()])
     return options
+
+
+def _unloadable(error: Exception, what: str, graph: Graph | None, packed: str | os.PathLike[str]) -> CheckpointError:
+    """What is said of a model, by its path or name, that onnxruntime refuses."""
+    hint = _NO_BF16 if "NOT_IMPLEMENTED" in str(error) and _has(graph, "bf16") else ""
+    if packed and Path(what).is_relative_to(Path(packed).expanduser()):
+        hint = "\n  delete that folder: it is made again from the model"
+    return CheckpointError(f"{what} cannot be loaded by onnxruntime {ort.__version__}: {reason(error)}{hint}")
 
 
 def _ort_value(array: np.ndarray) -> ort.OrtValue:
