@@ -10,9 +10,9 @@ import hashlib
 import os
 import platform
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from uuid import uuid4
 
 import numpy as np
 import onnx
@@ -45,8 +45,7 @@ def packed_file(
     if found.exists():
         return found / MODEL
     try:
-        store.mkdir(parents=True, exist_ok=True)
-        made = Path(tempfile.mkdtemp(prefix=".packing-", dir=store))
+        (made := store / f".packing-{uuid4().hex}").mkdir(parents=True)
     except OSError as error:
         raise UsageError(f"packed={str(store)!r}: no folder that can be written to: {error.strerror}") from error
     try:
