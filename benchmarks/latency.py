@@ -51,7 +51,7 @@ WORKS = (
 Run = Callable[[Feed], np.ndarray]
 UNPACKED = "interlingua, not packed"
 Openers = Mapping[str, Callable[[], Run]]
-OPENED = 5  # seconds that sessions are used before new ones are opened: equal ones differ by 3 %, by where their weights lie in memory
+OPENED = 2.5  # seconds that sessions are used before new ones are opened: equal ones differ by 3 %, by where their weights lie in memory
 
 
 def on_onnxruntime(work: Work, threads: int) -> Openers:
@@ -124,7 +124,7 @@ def measure(seconds: float = 20, threads: int = 0, names: Sequence[str] = (), co
             table.rows.append([work.model, " x ".join(map(str, size)), *_row(openers, columns, work, size, seconds, table)])
             print(" | ".join(table.rows[-1]), flush=True)
     table.notes.append(
-        f"Medians of runs in turns for {seconds:.0f} s a row, in new sessions every {OPENED} s (equal ones differ by 3 %); "
+        f"Medians of runs in turns for {seconds:.0f} s a row, in new sessions every {OPENED:g} s (equal ones differ by 3 %); "
         "the order is reversed in each round; texts have a padded row; same weights."
     )
     table.notes.append(
@@ -164,10 +164,10 @@ def _row(openers: Openers, columns: Sequence[str], work: Work, size: tuple[int, 
     found: dict[str, list[float]] = {name: [] for name in usable}
     for _ in range(openings := max(1, round(seconds / OPENED))):
         calls = {name: partial(openers[name](), feed) for name in usable}
-        usable.reverse()  # a session is slower for having been opened first
+        usable.reverse()  # none is always opened first
         for call in calls.values():
             call()  # the first is slower
-        for name, measured in in_turns(calls, seconds / openings, least=4).items():
+        for name, measured in in_turns(calls, seconds / openings, least=2).items():
             found[name] += measured
     times = {name: median(values) for name, values in found.items()}
     own = times["interlingua"]

@@ -6,7 +6,7 @@ import argparse
 from functools import partial
 
 import numpy as np
-from common import WORK, Table, checkpoint, in_turns, median, open_session, rival
+from common import WORK, Table, checkpoint, in_turns, median, rival
 from export import optimum
 from latency import runner
 
@@ -35,7 +35,7 @@ def measure(seconds: float = 25, threads: int = 0) -> Table:
     calls = {"ours": partial(session.many, examples), "padded": partial(session, **batch)}
     if rival("optimum-cli"):
         _, folder = optimum("bert-base", "feature-extraction")
-        calls["optimum"] = partial(runner(open_session(folder / "model.onnx", threads), "last_hidden_state"), batch)
+        calls["optimum"] = partial(runner(folder / "model.onnx", threads, "last_hidden_state"), batch)
     whole = session(**batch)["last_hidden_state"]
     worst = 0.0
     for _ in range(4):  # it learns what calls cost from calls
