@@ -33,7 +33,7 @@ def one(file: str, count: int, way: str) -> dict[str, list[float]]:
     for _ in range(count):
         start = time.perf_counter()
         if way == "packed in a folder":
-            session = il.open(file, packed=Path(file).parent / "packed").ort
+            session = il.open(file, packed=WORK / "packed").ort
         else:
             session = open_session(Path(file), entries={"session.disable_prepacking": "1"} if way == "not packed" else {})
         seconds.append(time.perf_counter() - start)
@@ -57,7 +57,7 @@ def measure(count: int = 2) -> Table:
             files["optimum-onnx, packed"] = folder / "model.onnx", WAYS[0]
     for name, (file, way) in files.items():
         if way == "packed in a folder":
-            shutil.rmtree(model / "packed", ignore_errors=True)
+            shutil.rmtree(WORK / "packed", ignore_errors=True)
             process([sys.executable, str(Path(__file__)), "--one", str(file), "1", way])  # which packs
         done = process([sys.executable, str(Path(__file__)), "--one", str(file), str(count), way])
         if not done.ok:
