@@ -248,7 +248,7 @@ def _options(
 def _unloadable(error: Exception, what: str, graph: Graph | None, packed: str | os.PathLike[str]) -> CheckpointError:
     """What is said of a model, by its path or name, that onnxruntime refuses."""
     hint = _NO_BF16 if "NOT_IMPLEMENTED" in str(error) and _has(graph, "bf16") else ""
-    if packed and Path(what).is_relative_to(Path(packed).expanduser()):
+    if packed and Path(what).is_relative_to(Path(packed).expanduser().absolute()):
         hint = "\n  delete that folder: it is made again from the model"
     return CheckpointError(f"{what} cannot be loaded by onnxruntime {ort.__version__}: {reason(error)}{hint}")
 

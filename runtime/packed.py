@@ -40,7 +40,7 @@ def packed_file(
 
     Raises UsageError where nothing can be written, and onnxruntime's own errors for what it cannot load.
     """
-    store = Path(store).expanduser()
+    store = Path(store).expanduser().absolute()
     found = store / _key(model, folder, arrays, settings)
     if found.exists():
         return found / MODEL

@@ -211,3 +211,14 @@ def test_only_texts_are_divided():
     assert not divisible(graph({"ids": tokens}, {"likeness": Type("f32", (batch, batch))}))
     assert not divisible(graph({"ids": tokens}, {"mean": Type("f32", (3,))}))
     assert not divisible(graph({"ids": tokens, "table": Type("f32", (length, 3))}, {"scores": scores}))
+
+
+def test_a_relative_folder_stays_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(row_groups, "TOKENS", 8)
+    folder = exported("bert", tmp_path / "exported")
+    monkeypatch.chdir(tmp_path)
+    session = il.open(folder, packed="store", threads=2)
+    monkeypatch.chdir(tmp_path.parent)
+    given = inputs(session)
+    for k, x in session(**given).items():  # which opens the session of one thread
+        np.testing.assert_allclose(x, il.open(folder)(**given)[k], atol=1e-6)
