@@ -14,7 +14,7 @@ from ..ir.cache import continues
 from ..ir.definition import Definition
 from ..ir.errors import CheckpointError, TargetError, UsageError
 from ..ir.graph import Graph, Param, Value
-from ..ir.passes import STANDARD, Pass, absorb_projections, flatten, fold_scales, merge_linears, optimize, without
+from ..ir.passes import STANDARD, Pass, absorb_projections, flatten, fold_scales, merge_linears, optimize, separate_biases, without
 from ..ir.table import lower, run, with_bodies
 from ..ir.types import Type
 from ..ir.weights import Location, Weights
@@ -27,7 +27,7 @@ from .onnx_tape import DATA_TYPES, Tape, every
 IR_VERSIONS = {17: 8, 18: 8, 19: 9, 20: 9, 21: 10, 22: 10, 23: 11, 24: 12}
 OPSET = 23  # the oldest that has attention, rotary positions and RMS normalisation as ops
 
-PASSES = (*STANDARD, absorb_projections, fold_scales, merge_linears, flatten)
+PASSES = (*STANDARD, absorb_projections, fold_scales, merge_linears, flatten, separate_biases)
 
 Check = Callable[[Mapping[str, Path], Path, Path], Mapping[str, Mapping[str, Any]]]
 

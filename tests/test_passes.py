@@ -26,6 +26,7 @@ from interlingua.ir.passes import (
     optimize,
     push_slices,
     roll,
+    separate_biases,
     without,
 )
 from interlingua.ir.passes.fold_constants import REWRITES
@@ -35,7 +36,7 @@ from interlingua.ir.text import print_graph
 from interlingua.ir.weights import ArrayWeights
 from interlingua.runtime.showing import pass_lines
 
-PASSES = [push_slices, explicit_causal, absorb_projections, fold_scales, merge_linears, flatten, fold_constants, roll]
+PASSES = [push_slices, explicit_causal, absorb_projections, fold_scales, merge_linears, flatten, fold_constants, separate_biases, roll]
 each_pass = pytest.mark.parametrize("change", PASSES, ids=lambda p: p.__name__)
 
 

@@ -14,6 +14,7 @@ from .fold_scales import fold_scales
 from .merge_linears import merge_linears
 from .push_slices import push_slices
 from .roll import roll
+from .separate_biases import separate_biases
 
 Pass = Callable[[Graph], Graph]
 
@@ -31,6 +32,7 @@ __all__ = [
     "optimize",
     "push_slices",
     "roll",
+    "separate_biases",
     "without",
 ]
 
