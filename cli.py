@@ -270,15 +270,15 @@ def generate(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A checkpoint's folder or Hugging Face id, or a folder that `export` wrote.")],
     text: Annotated[str, typer.Argument(metavar="TEXT", help="What is to be continued or answered.")],
     max_new_tokens: Annotated[int, typer.Option(min=1, metavar="N", help="The most tokens to add.")] = 64,
-    num_beams: Annotated[
-        int | None,
-        typer.Option(min=1, metavar="N", help="Search with so many beams; 1 takes the likeliest token each time; default: the checkpoint's."),
-    ] = None,
+    num_beams: Annotated[int | None, typer.Option(min=1, metavar="N", help="Beams; 1 takes the likeliest token. Default: the checkpoint's.")] = None,
     sample: Annotated[bool, typer.Option("--sample", help="Draw tokens instead of taking the likeliest.")] = False,
     temperature: Annotated[float | None, typer.Option(metavar="T", help="With --sample: above 1 is bolder, below 1 safer.")] = None,
     top_k: Annotated[int | None, typer.Option(min=0, metavar="N", help="With --sample: draw from the N likeliest tokens.")] = None,
     top_p: Annotated[float | None, typer.Option(metavar="P", help="With --sample: draw from the likeliest tokens that together have P.")] = None,
     seed: Annotated[int, typer.Option(min=0, metavar="N", help="With --sample: which draw.")] = 0,
+    assistant: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="A smaller model of the same words: it guesses tokens, MODEL reads them at once. Saves time.")
+    ] = None,
     on: Annotated[str | None, typer.Option(metavar="TARGET", callback=one_of(GENERATING), help=f"One of {', '.join(GENERATING)}.")] = None,
     head: HEAD = None,
     device: DEVICE = "cpu",
@@ -297,7 +297,7 @@ def generate(
     if unused := [k for k, x in given.items() if x is not None and not sample]:
         raise typer.BadParameter("it says how tokens are drawn; pass --sample too", param_hint=f"--{unused[0].replace('_', '-')}")
     with steps() as progress:
-        made = generator_for(model, partial(_load, progress=progress), on, head=head, device=device)
+        made = generator_for(model, partial(_load, progress=progress), on, head=head, device=device, assistant=assistant)
     beams = num_beams or (1 if sample else made.options.num_beams)
     stream = partial(typer.echo, nl=False) if beams == 1 else None
     options = {k: x for k, x in given.items() if x is not None} | {"max_new_tokens": max_new_tokens, "num_beams": beams, "seed": seed}

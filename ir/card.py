@@ -86,11 +86,14 @@ class Part:
     inputs: Sequence[str] = ()
     masks: Sequence[str] = ()
 
-    def graph(self, definition: Definition, inputs: Iterable[str] | None = None, *, padded: bool = False) -> Graph:
-        """The part's graph, for its own inputs unless others are chosen; `padded` where sizes are fixed and masks say what is there."""
+    def graph(self, definition: Definition, inputs: Iterable[str] | None = None, *, padded: bool = False, all_positions: bool = False) -> Graph:
+        """The part's graph, for its own inputs unless others are chosen; `padded` where sizes are fixed and masks say what is there.
+
+        With `all_positions` nothing is cut to the last position: several tokens can be judged in one call.
+        """
         own = (*definition.usual, *self.inputs, *(self.masks if padded else ()))
         graph = definition.graph(own if inputs is None else inputs, self.outputs, cache=self.cache)
-        return _last_position(graph, self.last) if self.last else graph
+        return _last_position(graph, self.last) if self.last and not all_positions else graph
 
 
 def _last_position(graph: Graph, names: Sequence[str]) -> Graph:

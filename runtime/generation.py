@@ -16,7 +16,7 @@ from ..ir.cache import PAST
 from ..ir.definition import Definition, check_inputs
 from ..ir.errors import InputError, UsageError, nearest
 from .generating import beams
-from .generating.decoding import Decoding, Pieces, Stream, rows_alone
+from .generating.decoding import Decoding, Draft, Pieces, Stream, rows_alone
 from .generating.options import Options
 from .generating.stepper import Stepper
 from .session import Session
@@ -31,12 +31,20 @@ ENCODER, DECODER, ALONE = "encoder_model", "decoder_model", "model"
 class Generator:
     """A model that generates, on one target and device: a decoder, and an encoder where it has one.
 
-    `options` are the checkpoint's defaults. Attributes say what it is: `name`, `target`, `device`.
+    `options` are the checkpoint's defaults, `assistant` is a smaller generator of the same words. Attributes say what it is: `name`, `target`,
+    `device`.
     """
 
     def __init__(
-        self, decoder: Stepper, encoder: Stepper | None, options: Options, folder: Path | None = None, config: Mapping[str, Any] | None = None
+        self,
+        decoder: Stepper,
+        encoder: Stepper | None,
+        options: Options,
+        folder: Path | None = None,
+        config: Mapping[str, Any] | None = None,
+        assistant: Generator | None = None,
     ):
+        self.assistant = assistant
         self.decoder, self.encoder, self.options, self.folder, self.config = decoder, encoder, options, folder, dict(config or {})
         self.name, self.target, self.device = decoder.session.name, decoder.session.target, decoder.session.device
 
@@ -50,24 +58,31 @@ class Generator:
         Prompts of unequal length are padded on the left, and `attention_mask` has zeros there; without one, tokens that are `pad_token_id` are
         padding where no row ends by that token. `options` are the fields of `Options`, named as those of the reference's `generate`, and
         what comes out is the same token for token (drawn tokens aside: they depend on `seed` and are the same on every target). `stream`
-        is called with the tokens i64[batch] of each step. Errors: UsageError for options that cannot be meant, InputError for inputs that do
+        is called with the tokens i64[batch] of each step. An assistant changes no token, except where two are equally likely but for
+        rounding; beams go without it. Errors: UsageError for options that cannot be meant, InputError for inputs that do
         not fit or would leave no room for `max_new_tokens`.
         """
         chosen = self.options.changed(options)
         if stream is not None and chosen.num_beams > 1:
             raise UsageError(f"stream is given and num_beams is {chosen.num_beams}, expected one of the two: beams change what they have said")
         ids, mask = self._inputs(input_ids, attention_mask, chosen)
-        prompt = ids if self.encoder is None else np.full((len(ids), 1), self._start(chosen), np.int64)
-        self._check_room(prompt.shape[1], chosen.max_new_tokens)
-        run = Decoding(self.decoder, prompt, mask if self.encoder is None else None, chosen)
+        prompt, run = self._begin(ids, mask, chosen)
+        if chosen.num_beams == 1:
+            draft = Draft(self.assistant._begin(ids, mask, chosen)[1], chosen) if self.assistant else None
+            return rows_alone(prompt, run.step(prompt), run, chosen, stream, draft)
+        logits = run.step(prompt)[:, 0]
+        run.select(np.repeat(np.arange(len(prompt)), chosen.num_beams), everything=True)
+        return beams.search(prompt, logits, run.after, chosen)
+
+    def _begin(self, ids: np.ndarray, mask: np.ndarray, options: Options) -> tuple[np.ndarray, Decoding]:
+        """What the decoder is to read first, and a generation in which it has read nothing yet."""
+        prompt = ids if self.encoder is None else np.full((len(ids), 1), self._start(options), np.int64)
+        self._check_room(prompt.shape[1], options.max_new_tokens)
+        run = Decoding(self.decoder, prompt, mask if self.encoder is None else None, options)
         if self.encoder is not None:
             _, state = self.encoder.run({"input_ids": ids, "attention_mask": mask}, {})
             run.remember(state, mask)
-        logits = run.step(prompt)
-        if chosen.num_beams == 1:
-            return rows_alone(prompt, logits, run, chosen, stream)
-        run.select(np.repeat(np.arange(len(prompt)), chosen.num_beams), everything=True)
-        return beams.search(prompt, logits, run.after, chosen)
+        return prompt, run
 
     def _inputs(self, input_ids: Any, attention_mask: Any, options: Options) -> tuple[np.ndarray, np.ndarray]:
         ids = _table(input_ids, "input_ids")
@@ -156,12 +171,20 @@ def _table(x: Any, name: str) -> np.ndarray:
     return array.astype(np.int64)
 
 
-def generator(model: Definition | str | os.PathLike[str], on: str | None = None, *, device: str = "cpu", **options: Any) -> Generator:
+def generator(
+    model: Definition | str | os.PathLike[str],
+    on: str | None = None,
+    *,
+    device: str = "cpu",
+    assistant: Generator | Definition | str | os.PathLike[str] | None = None,
+    **options: Any,
+) -> Generator:
     """A generator of a loaded model, or of a folder that an export wrote (without any model code).
 
     `on` is onnxruntime, xla or torch; by default onnxruntime for a model, and for a folder what it was exported for. `options` are the
-    target session's (`threads`, `dtype`). Errors: UsageError for a model that does not generate, a folder without graphs that do, or an
-    unknown target.
+    target session's (`threads`, `dtype`). An `assistant`, a smaller model of the same words or the same one with weights of fewer bits, guesses
+    tokens that the model then reads in one call, as soon as one token (speculative decoding, https://arxiv.org/abs/2211.17192).
+    Errors: UsageError for a model that does not generate, a folder without graphs that do, an assistant that does not fit, or an unknown target.
     """
     if on is not None and on not in TARGETS:
         raise UsageError(f"target {on!r} does not generate{nearest(on, TARGETS)}")
@@ -173,13 +196,38 @@ def generator(model: Definition | str | os.PathLike[str], on: str | None = None,
     else:
         place, config = getattr(model, "folder", None), getattr(model, "values", {})
         folder = Path(place) if place else None
-        sessions = _compiled(model, on or "onnxruntime", device=device, **options)
+        sessions = _compiled(model, on or "onnxruntime", assistant is not None, device=device, **options)
     encoder = _stepper(sessions[0]) if len(sessions) > 1 else None
-    return Generator(_stepper(sessions[-1]), encoder, defaults(folder, config), folder, config)
+    if assistant is not None and not isinstance(assistant, Generator):
+        assistant = generator(assistant, device=device)
+    made = Generator(_stepper(sessions[-1]), encoder, defaults(folder, config), folder, config, assistant)
+    _check_assistant(made)
+    return made
 
 
-def generator_for(place: str, load: Load, on: str | None = None, *, head: str | None = None, **options: Any) -> Generator:
-    """A generator of a folder's exported graphs where it has some for the target and head, else of the checkpoint that `load(place, head)` reads."""
+def _check_assistant(model: Generator) -> None:
+    """UsageError where a generator has an assistant that cannot guess for it."""
+    if (assistant := model.assistant) is None:
+        return
+    if not model.decoder.gives_all:
+        told = f"{model.name} gives the logits of the last position alone, expected those of all, so that it can judge what an assistant guesses"
+        raise UsageError(f"{told}\n  generate from the checkpoint: interlingua.generator(interlingua.load(...), assistant=...)")
+    words, known = (g.decoder.outputs["logits"].shape[-1] for g in (model, assistant))
+    if words != known:
+        raise UsageError(f"the assistant {assistant.name} has {known} words, expected the {words} of {model.name}")
+    if (model.encoder is None) != (assistant.encoder is None):
+        has = "no encoder" if assistant.encoder is None else "an encoder"
+        raise UsageError(f"the assistant {assistant.name} has {has}, unlike {model.name}")
+
+
+def generator_for(place: str, load: Load, on: str | None = None, *, head: str | None = None, assistant: Any = None, **options: Any) -> Generator:
+    """A generator of a folder's exported graphs where it has some for the target and head, else of the checkpoint that `load(place, head)` reads.
+
+    With an `assistant`, which is one of what `generator` takes or a checkpoint's place, it is always the checkpoint.
+    """
+    if assistant is not None:
+        guessing = generator_for(os.fspath(assistant), load, **options) if isinstance(assistant, (str, os.PathLike)) else assistant
+        return generator(load(place, head), on, assistant=guessing, **options)
     folder = Path(place).expanduser()
     graphs = read_manifest(folder) if (folder / MANIFEST).exists() else []
     kinds = {kind for target, kind in TARGETS.items() if on in (None, target)}
@@ -199,7 +247,7 @@ def defaults(folder: Path | None, config: Mapping[str, Any]) -> Options:
     return Options.read(config, read_json(path, "what generation is asked for"), str(path))
 
 
-def _compiled(model: Definition, on: str, **options: Any) -> list[Session]:
+def _compiled(model: Definition, on: str, all_positions: bool, **options: Any) -> list[Session]:
     card = getattr(model, "card", None)
     parts = card.heads[model.head].parts if card else ()  # type: ignore[attr-defined]
     if not parts:
@@ -207,7 +255,7 @@ def _compiled(model: Definition, on: str, **options: Any) -> list[Session]:
         hint = f"\n  load it with head={generating[0]!r}" if generating else ""
         raise UsageError(f"{model.name} does not generate: it has no key and value caches{hint}")
     options = _for_steps(on, options)
-    return [compile(model, on, graph=part.graph(model, padded=on == "xla"), **options) for part in parts]
+    return [compile(model, on, graph=part.graph(model, padded=on == "xla", all_positions=all_positions), **options) for part in parts]
 
 
 def _for_steps(on: str, options: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import importlib
 import itertools
@@ -240,6 +241,115 @@ def test_filters_are_the_reference_s(options: dict[str, Any]):
     np.testing.assert_allclose(scores.warped(scores.constrained(given, tokens, 0, asked), asked), true.numpy(), rtol=1e-12)
 
 
+# ---- an assistant that guesses ------------------------------------------------------------------
+
+
+@functools.cache
+def guessing(kind: str, noise: float) -> Path:
+    """The reference's checkpoint with noise in its weights, so that it agrees on some tokens and not on others."""
+    torch, model = importlib.import_module("torch"), copy.deepcopy(reference(kind))
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for _, weight in sorted(model.named_parameters()):
+            weight.add_(noise * weight.std() * torch.randn(weight.shape, generator=generator)) if weight.ndim > 1 else None
+    model.save_pretrained(place := Path(ROOT.name) / f"{kind}-{noise}")
+    return place
+
+
+@functools.cache
+def assisted(kind: str, target: str, noise: float) -> Generator:
+    assistant = il.generator(il.load(guessing(kind, noise)))  # on onnxruntime, whatever the target
+    return il.generator(il.load(folder(kind)), target, assistant=assistant)
+
+
+def reads(made: Generator, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many tokens each call of the larger model reads from now on."""
+    found, real = [], made.decoder.run
+
+    def run(arrays: Any, *rest: Any) -> Any:
+        found.append(next(x for k, x in arrays.items() if k.endswith("input_ids")).shape[1])
+        return real(arrays, *rest)
+
+    monkeypatch.setattr(made.decoder, "run", run)
+    return found
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "t5"])
+@pytest.mark.parametrize(("target", "noise"), [("onnxruntime", 0.02), ("onnxruntime", 2.0), *((t, 0.2) for t in TARGETS)])
+def test_an_assistant_changes_no_token(target: str, kind: str, noise: float):
+    made, (ids, mask) = assisted(kind, target, noise), prompts(kind)
+    for end, count in ((None, 2), (endings(kind), 5)):
+        for rows in (1, 3):
+            options = {"max_new_tokens": NEW, "eos_token_id": end, "pad_token_id": 39}
+            found = made.generate(ids[:rows], mask[:rows], num_assistant_tokens=count, **options)
+            np.testing.assert_array_equal(found, expected(kind, ids[:rows], mask[:rows], **options))
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "t5"])
+def test_guesses_are_read_at_once(kind: str, monkeypatch: pytest.MonkeyPatch):
+    """One that agrees saves calls, one that does not costs none; in between some guesses are kept."""
+    ids, calls = prompts(kind, 1)[0], {}
+    for noise in (0.0, 0.05, 2.0):
+        made = assisted(kind, "onnxruntime", noise)
+        read = reads(made, monkeypatch)
+        np.testing.assert_array_equal(made.generate(ids, max_new_tokens=31), expected(kind, ids, None, max_new_tokens=31))
+        assert read[0] == (7 if kind == "gpt2" else 1)
+        calls[noise] = len(read) - 1
+    assert calls[0.0] == 5  # of six tokens each
+    assert calls[0.0] < calls[0.05] < calls[2.0] <= 30
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "t5"])
+def test_an_assistant_draws_what_would_be_drawn(kind: str, monkeypatch: pytest.MonkeyPatch):
+    """With the random numbers that the larger model will use: where the two agree, all that it draws is kept."""
+    options = {"do_sample": True, "temperature": 1.4, "top_k": 20, "repetition_penalty": 1.2, "max_new_tokens": 19}
+    for seed in range(3):
+        plain = ours(kind).generate(*prompts(kind), seed=seed, **options)
+        for noise in (0.0, 0.2):
+            np.testing.assert_array_equal(assisted(kind, "onnxruntime", noise).generate(*prompts(kind), seed=seed, **options), plain)
+    read = reads(assisted(kind, "onnxruntime", 0.0), monkeypatch)
+    assisted(kind, "onnxruntime", 0.0).generate(*prompts(kind), **options)
+    assert read[1:] == [6, 6, 6]
+
+
+def test_assisted_tokens_are_streamed_and_beams_go_without():
+    said: list[np.ndarray] = []
+    made, (ids, mask) = assisted("gpt2", "onnxruntime", 0.2), prompts("gpt2")
+    found = made.generate(ids, mask, max_new_tokens=NEW, eos_token_id=endings("gpt2")[0], stream=said.append)
+    np.testing.assert_array_equal(np.stack(said, 1), found[:, 7:])
+    beams = made.generate(ids, mask, max_new_tokens=NEW, num_beams=3)
+    np.testing.assert_array_equal(beams, expected("gpt2", ids, mask, max_new_tokens=NEW, num_beams=3))
+
+
+def test_up_to_the_last_position_with_an_assistant():
+    ids, mask = prompts("gpt2", length=52)
+    for target in TARGETS:
+        made = assisted("gpt2", target, 0.2).generate(ids, mask, max_new_tokens=12, eos_token_id=None)
+        np.testing.assert_array_equal(made, expected("gpt2", ids, mask, max_new_tokens=12, eos_token_id=None))
+
+
+def test_an_exported_assistant_in_fewer_bits(tmp_path: Path):
+    model, (ids, mask) = il.load(folder("gpt2")), prompts("gpt2")
+    model.export(tmp_path, quantize="int8-weights", check=False)
+    made = il.generator(model, assistant=tmp_path)
+    np.testing.assert_array_equal(made.generate(ids, mask, max_new_tokens=NEW), expected("gpt2", ids, mask, max_new_tokens=NEW))
+
+
+def test_assistants_that_do_not_fit(tmp_path: Path):
+    model = il.load(folder("gpt2"))
+    other = il.from_config({"model_type": "gpt2", "vocab_size": 41, "n_positions": 64, "n_embd": 8, "n_layer": 1, "n_head": 2}, "GPT2LMHeadModel")
+    with pytest.raises(UsageError, match="the assistant GPT2LMHeadModel has 41 words, expected the 40 of GPT2LMHeadModel"):
+        il.generator(model, assistant=other)
+    with pytest.raises(UsageError, match="the assistant T5ForConditionalGeneration has an encoder, unlike GPT2LMHeadModel"):
+        il.generator(model, assistant=ours("t5"))
+    model.export(tmp_path, check=False)
+    with pytest.raises(UsageError, match=r"logits of the last position alone, expected those of all.*\n  generate from the checkpoint"):
+        il.generator(tmp_path, assistant=model)
+    short = il.generator(model, assistant=il.load(guessing("gpt2", 0.2)))
+    with pytest.raises(UsageError, match="num_assistant_tokens is 0, expected an integer of at least 1"):
+        short.generate(prompts("gpt2")[0], num_assistant_tokens=0)
+
+
 # ---- where things stay --------------------------------------------------------------------------
 
 
@@ -278,6 +388,15 @@ def test_keys_and_values_stay_on_the_device(target: str, kind: str, monkeypatch:
         assert len(seen) == 5  # logits alone, once a step, whatever their rank
         assert {shape[0] for shape in seen} <= {3, 3 * n}
         assert all(shape[-1] == 40 and np.prod(shape[1:-1]) == 1 for shape in seen)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_keys_and_values_stay_on_the_device_when_guesses_are_taken_back(target: str, monkeypatch: pytest.MonkeyPatch):
+    made, (ids, mask) = assisted("gpt2", target, 0.2), prompts("gpt2")
+    options = {"max_new_tokens": NEW, "eos_token_id": None}
+    before, seen = made.generate(ids, mask, **options), _fetched(target, monkeypatch)
+    np.testing.assert_array_equal(made.generate(ids, mask, **options), before)
+    assert all((shape[0], shape[-1]) == (3, 40) and np.prod(shape[1:-1]) <= 7 for shape in seen)  # 7 of the prompt, 6 guessed
 
 
 def test_xla_compiles_a_few_lengths_only():
@@ -349,6 +468,7 @@ def test_generate_command(kind: str, head: str, tmp_path: Path):
     assert run("generate", tmp_path / "out", text, *options).out == plain + "\n"
     drawn = [run("generate", tmp_path / "out", text, *options, "--sample", "--temperature", 2, "--seed", s).out for s in (1, 1, 2)]
     assert drawn[0] == drawn[1] != drawn[2]
+    assert run("generate", place, text, *options, "--assistant", tmp_path / "out").out == plain + "\n"
     beams = run("generate", tmp_path / "out", text, *options, "--num-beams", 3)
     assert beams.out == il.generator(il.load(place)).text(text, max_new_tokens=7, num_beams=3)[0] + "\n"
     refused = run("generate", place, text, "--top-k", 4)

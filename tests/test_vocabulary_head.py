@@ -138,6 +138,18 @@ def test_tokens_are_the_reference_s(kind: str, exported: bool, tmp_path: Path):
 
 
 @pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("kind", ["gpt2", "t5"])
+def test_what_an_assistant_guesses_is_judged_at_once(kind: str):
+    found = il.generator(il.load(generation.folder(kind)), assistant=il.load(generation.guessing(kind, 0.02)))
+    (ids, mask), head = generation.prompts(kind, 1), found.decoder.session.head
+    tokens = found.generate(ids, mask, max_new_tokens=generation.NEW, eos_token_id=None)
+    np.testing.assert_array_equal(tokens, generation.expected(kind, ids, mask, eos_token_id=None))
+    assert 1 < head.tried < generation.NEW
+    drawn = [x.generate(ids, mask, max_new_tokens=generation.NEW, do_sample=True, seed=3) for x in (found, generation.ours(kind))]
+    np.testing.assert_array_equal(*drawn)
+
+
+@pytest.mark.usefixtures("small")
 def test_a_head_whose_weight_lies_in_memory():
     """One that nothing else reads leaves the session with its layer."""
     model = il.from_config({"model_type": "t5", **generation.SIZES, "tie_word_embeddings": False}, head="T5ForConditionalGeneration")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -30,13 +31,13 @@ class Decoding:
         """Takes an encoder's keys and values, and the mask of what it read."""
         self.state, self.memory = {**self.state, **state}, {"attention_mask": mask}
 
-    def step(self, tokens: np.ndarray) -> np.ndarray:
-        """Logits f32[rows words] after tokens [rows n]; where the greatest is all that counts, others may be minus infinity."""
+    def step(self, tokens: np.ndarray, last: int = 1) -> np.ndarray:
+        """Logits f32[rows last words] after the last of tokens [rows n]; where the greatest is all that counts, others may be minus infinity."""
         start, self.length = self.length, self.length + tokens.shape[1]
         mask = self.mask[:, : self.length]
         places = np.maximum(np.cumsum(mask, 1) - 1, 0)[:, start:]
         own = {"input_ids": tokens, "attention_mask": mask, "position_ids": places}
-        logits, new = self.decoder.run({**self.memory, **{self.prefix + k: x for k, x in own.items()}}, self.state, self.greatest_only)
+        logits, new = self.decoder.run({**self.memory, **{self.prefix + k: x for k, x in own.items()}}, self.state, self.greatest_only, last)
         self.state = {**self.state, **new}
         return logits  # type: ignore[return-value]
 
@@ -50,28 +51,64 @@ class Decoding:
         if everything:
             self.memory = {k: x[rows] for k, x in self.memory.items()}
 
+    def back(self, length: int) -> None:
+        """Forgets all tokens but the first ones."""
+        if length < self.length:
+            own = {k: self.state[k] for k in self.decoder.grown}
+            self.state, self.length = {**self.state, **self.decoder.shorten(own, self.length - length)}, length
+
     def after(self, tokens: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """Logits after one token for each of the rows in new places."""
+        """Logits f32[rows words] after one token for each of the rows in new places."""
         self.select(rows)
-        return self.step(tokens[:, None])
+        return self.step(tokens[:, None])[:, 0]
 
 
-def rows_alone(prompt: np.ndarray, logits: np.ndarray, run: Decoding, options: Options, stream: Stream | None) -> np.ndarray:
-    """Rows that each go their own way, until all have ended."""
-    start = prompt.shape[1]
+class Draft:
+    """A smaller model's guess at the next tokens, which the larger one reads all at once.
+
+    It draws with the random numbers that the larger one will draw with, so that two models which agree draw the same tokens.
+    """
+
+    def __init__(self, run: Decoding, options: Options):
+        self.run, self.options = run, options
+
+    def after(self, tokens: np.ndarray, new: int, generator: np.random.Generator) -> np.ndarray:
+        """Guesses i64[rows n] at what follows tokens [rows seen], the last `new` of which are new; one token is left to the larger model."""
+        self.run.back(tokens.shape[1] - 1)
+        made, generator = tokens, copy.deepcopy(generator)
+        for at in range(new, min(new + self.options.num_assistant_tokens, self.options.max_new_tokens - 1)):
+            logits = self.run.step(made[:, self.run.length :])[:, 0]
+            made = np.concatenate([made, choose(logits, made, at, self.options, generator)[:, None]], 1)
+        return made[:, tokens.shape[1] :]
+
+
+def rows_alone(
+    prompt: np.ndarray, logits: np.ndarray, run: Decoding, options: Options, stream: Stream | None = None, draft: Draft | None = None
+) -> np.ndarray:
+    """Rows that each go their own way, until all have ended; `logits` f32[rows 1 words] are those after the prompt.
+
+    Guesses of a draft are read together; tokens are chosen from the logits after each, up to the first that is not what was guessed.
+    """
+    start, new = prompt.shape[1], 0
     tokens = np.concatenate([prompt, np.zeros((len(prompt), options.max_new_tokens), np.int64)], 1)
     generator, going = np.random.default_rng(options.seed), np.ones(len(prompt), bool)
-    for new in range(options.max_new_tokens):
-        if new:
-            logits = run.step(tokens[:, start + new - 1 : start + new])
-        chosen = choose(logits, tokens[:, : start + new], new, options, generator)
-        tokens[:, start + new] = np.where(going, chosen, options.pad or 0) if options.ends else chosen
-        if stream is not None:
-            stream(tokens[:, start + new].copy())
-        going &= ~np.isin(chosen, options.ends)
-        if not going.any():
-            return tokens[:, : start + new + 1]
-    return tokens
+    guessed = none = tokens[:, :0]
+    while True:
+        for at in range(logits.shape[1]):
+            chosen = choose(logits[:, at], tokens[:, : start + new], new, options, generator)
+            chosen = np.where(going, chosen, options.pad or 0) if options.ends else chosen
+            tokens[:, start + new], new = chosen, new + 1
+            if stream is not None:
+                stream(chosen)
+            going &= ~np.isin(chosen, options.ends)
+            if new == options.max_new_tokens or not going.any():
+                return tokens[:, : start + new]
+            if at < guessed.shape[1] and (guessed[going, at] != chosen[going]).any():
+                break
+        seen = tokens[:, : start + new]
+        guessed = draft.after(seen, new, generator) if draft else none
+        run.back(start + new - 1)
+        logits = run.step(np.concatenate([seen[:, -1:], guessed], 1), 1 + guessed.shape[1])
 
 
 class Pieces:

@@ -39,6 +39,7 @@ class Options:
 
     `eos_token_id` ends a row (one id or several), `pad_token_id` fills what comes after it, by default the first end. Rows of beams end by
     `early_stopping`: False as soon as none is likely to get better, True when there are enough ended ones, "never" when none can get better.
+    An assistant guesses `num_assistant_tokens` at a time.
     """
 
     max_new_tokens: int = 20
@@ -54,6 +55,7 @@ class Options:
     eos_token_id: int | list[int] | None = None
     pad_token_id: int | None = None
     decoder_start_token_id: int | None = None
+    num_assistant_tokens: int = 5
     seed: int = 0
 
     @classmethod
@@ -91,6 +93,7 @@ class Options:
             "max_new_tokens": (_integer(self.max_new_tokens, 1), "an integer of at least 1"),
             "min_new_tokens": (_integer(self.min_new_tokens, 0), "an integer of at least 0"),
             "num_beams": (_integer(self.num_beams, 1), "an integer of at least 1"),
+            "num_assistant_tokens": (_integer(self.num_assistant_tokens, 1), "an integer of at least 1"),
             "top_k": (_integer(self.top_k, 0), "an integer of at least 0, which is off"),
             "seed": (_integer(self.seed, 0), "an integer of at least 0"),
             "top_p": (_number(self.top_p) and 0 <= self.top_p <= 1, "a number from 0 to 1, which is off"),

@@ -30,7 +30,7 @@ class OrtStepper(Stepper):
         self.place = ("cpu" if kind == "cpu" else "cuda", int(number or 0))
         declared = [*session.ort.get_inputs(), *session.ort.get_outputs()]
         self.elements = {x.name: x.type for x in declared}
-        self._selectors: dict[tuple[str, ...], OnnxSession] = {}
+        self._gatherers: dict[tuple[int | str, ...], OnnxSession] = {}  # by axis and names
 
     def zeros(self, name: str, shape: tuple[int, ...]) -> Any:
         """An OrtValue, which has elements of the graph's dtype."""
@@ -39,7 +39,7 @@ class OrtStepper(Stepper):
             return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(np.zeros(shape, np.uint16), element)
         return ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, NUMPY_DTYPES[self.caches[name].dtype]), *self.place)
 
-    def run(self, arrays: Mapping[str, np.ndarray], state: State, greatest_only: bool = False) -> tuple[np.ndarray | None, State]:
+    def run(self, arrays: Mapping[str, np.ndarray], state: State, greatest_only: bool = False, last: int = 1) -> tuple[np.ndarray | None, State]:
         """One step; logits alone, or what the session's head makes them of, are copied to the host."""
         given, head = self.host(arrays), self.session.head
         wanted = [] if "logits" not in self.outputs else [head.states if head else "logits"]
@@ -49,16 +49,26 @@ class OrtStepper(Stepper):
             return None, state
         found = as_array(made[wanted[0]])
         if head is None:
-            return found[:, -1].astype(np.float32, copy=False), state
-        last = found.reshape(len(next(iter(given.values()))), -1, found.shape[-1])[:, -1]
-        return head.greatest(last) if greatest_only else head.scores(last), state
+            return found[:, -last:].astype(np.float32, copy=False), state
+        rows = len(next(iter(given.values())))
+        states = np.ascontiguousarray(found.reshape(rows, -1, found.shape[-1])[:, -last:]).reshape(-1, found.shape[-1])
+        logits = head.greatest(states) if greatest_only else head.scores(states)
+        return logits.reshape(rows, last, -1), state
 
     def select(self, state: State, rows: np.ndarray) -> State:
-        """Rows gathered by a graph of its own on the same device."""
-        if (names := tuple(state)) not in self._selectors:
-            self._selectors[names] = self._selector(names)
-        made = self._bound(self._selectors[names], {"rows": np.ascontiguousarray(rows, np.int64)}, state, [], [f"new.{k}" for k in names])
-        return {k: made[f"new.{k}"] for k in names}
+        """Rows, gathered by a graph of its own on the same device."""
+        return self._gathered(state, rows, axis=0)
+
+    def shorten(self, state: State, tokens: int) -> State:
+        """Keys, gathered by a graph of its own on the same device."""
+        left = next(iter(state.values())).shape()[2] - tokens
+        return self._gathered(state, np.arange(left), axis=2)
+
+    def _gathered(self, state: State, places: np.ndarray, axis: int) -> State:
+        if (key := (axis, *state)) not in self._gatherers:
+            self._gatherers[key] = self._gatherer(tuple(state), axis)
+        made = self._bound(self._gatherers[key], {"places": np.ascontiguousarray(places, np.int64)}, state, [], [f"new.{k}" for k in state])
+        return {k: made[f"new.{k}"] for k in state}
 
     def _bound(self, session: Any, given: Mapping[str, np.ndarray], kept: State, fetched: list[str], left: list[str]) -> State:
         """Outputs by name: `fetched` in host memory, `left` on the device."""
@@ -77,11 +87,11 @@ class OrtStepper(Stepper):
             raise InterlinguaError(f"{self.session.name} failed in onnxruntime {ort.__version__}: {reason(error)}") from error
         return dict(zip([*fetched, *left], binding.get_outputs(), strict=True))
 
-    def _selector(self, names: tuple[str, ...]) -> OnnxSession:
-        nodes = [helper.make_node("Gather", [k, "rows"], [f"new.{k}"], axis=0) for k in names]
+    def _gatherer(self, names: tuple[str, ...], axis: int) -> OnnxSession:
+        nodes = [helper.make_node("Gather", [k, "places"], [f"new.{k}"], axis=axis) for k in names]
         element = lambda k: _ELEMENTS[self.elements.get(k) or self.elements[self.made[k]]]
         info = lambda prefix: [helper.make_tensor_value_info(prefix + k, element(k), [f"{prefix}{k}_{i}" for i in range(4)]) for k in names]
-        rows = helper.make_tensor_value_info("rows", TensorProto.INT64, ["n"])
-        graph = helper.make_graph(nodes, "select", [*info(""), rows], info("new."))
+        places = helper.make_tensor_value_info("places", TensorProto.INT64, ["n"])
+        graph = helper.make_graph(nodes, "gather", [*info(""), places], info("new."))
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-        return OnnxSession(model.SerializeToString(), device=self.session.device, name=f"the choice of rows of {PAST}*", threads=1)
+        return OnnxSession(model.SerializeToString(), device=self.session.device, name=f"the choice of {PAST}*", threads=1)

@@ -43,8 +43,13 @@ class Stepper:
         """Zeros on the device for a cache."""
         raise TypeError(f"{type(self).__name__} does not define zeros")
 
-    def run(self, arrays: Mapping[str, np.ndarray], state: State, greatest_only: bool = False) -> tuple[np.ndarray | None, State]:
-        """The logits of the last position, f32[rows words], None where the graph has none, and the keys and values that it makes.
+    @property
+    def gives_all(self) -> bool:
+        """Whether the graph gives the logits of all positions, not of the last one alone."""
+        return self.outputs["logits"].shape[1] != 1
+
+    def run(self, arrays: Mapping[str, np.ndarray], state: State, greatest_only: bool = False, last: int = 1) -> tuple[np.ndarray | None, State]:
+        """The logits of so many last positions, f32[rows last words], None where the graph has none, and the keys and values that it makes.
 
         With `greatest_only`, logits that are not the greatest of their row may be minus infinity.
         """
@@ -53,6 +58,10 @@ class Stepper:
     def select(self, state: State, rows: np.ndarray) -> State:
         """The state of rows in new places, some of them several times."""
         raise TypeError(f"{type(self).__name__} does not define select")
+
+    def shorten(self, state: State, tokens: int) -> State:
+        """A state of keys that grow without those of so many tokens that came last."""
+        raise TypeError(f"{type(self).__name__} does not define shorten")
 
     def host(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Those arrays that the graph takes, dense and of its dtypes."""

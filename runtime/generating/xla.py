@@ -46,9 +46,10 @@ class XlaStepper(Stepper):
             )
         self.padded = masked or any(k.endswith("attention_mask") for k in self.inputs)
         self.keys, self.rows, jax = keys, rows_of(self), session.jax
-        self._first = jax.jit(self._step, static_argnums=4)
-        self._next = jax.jit(self._step, static_argnums=4, donate_argnums=3)
+        self._first = jax.jit(self._step, static_argnums=(4, 5))
+        self._next = jax.jit(self._step, static_argnums=(4, 5), donate_argnums=3)
         self._select = jax.jit(lambda state, rows: {k: jax.numpy.take(x, rows, axis=0) for k, x in state.items()})
+        self._shorten = jax.jit(lambda state, n: {k: jax.numpy.roll(x, n, axis=2) for k, x in state.items()}, donate_argnums=0)
 
     def begin(self, batch: int, room: int) -> State:
         """Nothing yet, and how many keys the first step is to make room for."""
@@ -58,47 +59,55 @@ class XlaStepper(Stepper):
         """An array on the session's device."""
         return self.session.put(name, np.zeros(shape))
 
-    def run(self, arrays: Mapping[str, np.ndarray], state: State, greatest_only: bool = False) -> tuple[np.ndarray | None, State]:
+    def run(self, arrays: Mapping[str, np.ndarray], state: State, greatest_only: bool = False, last: int = 1) -> tuple[np.ndarray | None, State]:
         """One step; logits alone are copied to the host. The old state is gone afterwards."""
-        past = state[self.grown[0]].shape[2] if self.grown else 0
-        given = {k: self.session.put(k, self._padded(self.inputs[k], x, past)) for k, x in self.host(arrays).items()}
+        past, host = state[self.grown[0]].shape[2] if self.grown else 0, self.host(arrays)
+        keys = past + next((x.shape[1] for k, x in host.items() if past and self.inputs[k].shape[1] == self.rows), 0)
+        given = {k: self.session.put(k, self._padded(self.inputs[k], x, keys)) for k, x in host.items()}
         old = {k: state[k] for k in self.grown}
         kept = {k: state[k] for k in self.caches if k not in old}
         call = self._next if past else self._first
-        logits, new = self.session.guarded(call, self.session.weights, given, kept, old, state.get(ROOM))
+        logits, new = self.session.guarded(call, self.session.weights, given, kept, old, state.get(ROOM), last)
         return None if logits is None else np.asarray(logits, np.float32), new
 
     def select(self, state: State, rows: np.ndarray) -> State:
         """Rows by `take`."""
         return self._select({k: x for k, x in state.items() if k != ROOM}, rows.astype(np.int32))
 
-    def _step(self, weights: Any, given: State, kept: State, old: State, room: int | None) -> tuple[Any, State]:
+    def shorten(self, state: State, tokens: int) -> State:
+        """The same room, moved to the right; what comes round stands where masks say padding. The old state is gone afterwards."""
+        return self._shorten(state, np.int32(tokens))
+
+    def _step(self, weights: Any, given: State, kept: State, old: State, room: int | None, last: int) -> tuple[Any, State]:
         values = {**given, **kept, **old}
         made = dict(zip(self.outputs, self.session.program(weights, [values[k] for k in self.inputs]), strict=True))
         new = {k: made[name] if room is None else self._cut(made[name], room) for k, name in self.made.items()}
-        return made["logits"][:, -1] if "logits" in made else None, new
+        return made["logits"][:, -last:] if "logits" in made else None, new
 
     def _cut(self, x: Any, room: int) -> Any:
         """x [batch heads keys head] with the last `room` keys, or padded on the left to so many."""
         n = x.shape[2]
         return x[:, :, n - room :] if n >= room else self.session.jax.numpy.pad(x, ((0, 0), (0, 0), (room - n, 0), (0, 0)))
 
-    def _padded(self, type: Type, x: np.ndarray, past: int) -> np.ndarray:
-        """An array with its tokens at the right of a length of those that are compiled; an encoder's tokens at the left."""
+    def _padded(self, type: Type, x: np.ndarray, keys: int) -> np.ndarray:
+        """An array with its tokens at the right of a length of those that are compiled; an encoder's tokens at the left.
+
+        `keys` is how many there are after this call, 0 where it is the first.
+        """
         if not self.padded:
             return x
         widths = []
         for d, n in zip(type.shape, x.shape, strict=True):
-            size = self._length(d, n, past)
+            size = self._length(d, n, keys)
             widths.append((size - n, 0) if d in (self.keys, self.rows) else (0, size - n))
         return np.pad(x, widths)
 
-    def _length(self, d: Size, n: int, past: int) -> int:
+    def _length(self, d: Size, n: int, keys: int) -> int:
         if not isinstance(d, Dim) or d == symbol("batch"):
             return n
         limit = self.graph.limits.get(d)
         if d == self.rows:
-            return n if past else rounded(n, self.most[0] if self.most else None)
+            return n if keys else rounded(n, self.most[0] if self.most else None)
         if d == self.keys:
-            return past + 1 if past else rounded(n, self.most[0] if self.most else None)
+            return keys or rounded(n, self.most[0] if self.most else None)
         return rounded(n, limit[0] if limit else None)
