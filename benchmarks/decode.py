@@ -25,6 +25,7 @@ OPTIMUM = {
     "optimum-onnx, asleep": {"session.intra_op.allow_spinning": "0"},
     "optimum-onnx, awake": {"session.force_spinning_stop": "1"},
 }
+OWN, ASSISTED = "{}", "{}, guessed ahead by itself in int8"  # rows of a model
 TASKS = {"gpt2": "text-generation-with-past", "t5-small": "text2text-generation-with-past"}
 
 # Reads prompts, a line each, and answers with tokens.
@@ -83,6 +84,17 @@ def rivals(model: str, new: int, threads: int) -> dict[str, Callable[[np.ndarray
     return found
 
 
+def own(model: Any, new: int, threads: int) -> dict[str, Callable[[np.ndarray], np.ndarray]]:
+    """Ours, alone and with an assistant: the same weights in bytes."""
+    import interlingua as il
+
+    drafts = WORK / "drafts" / model.name
+    model.export(drafts, quantize="int8-weights", check=False, overwrite=True)
+    assisted = il.generator(model, threads=threads, assistant=il.generator(drafts, threads=threads))
+    generators = {OWN: il.generator(model, threads=threads), ASSISTED: assisted}
+    return {row: partial(g.generate, max_new_tokens=new, eos_token_id=None) for row, g in generators.items()}
+
+
 def weights_of_a_step(model: Any) -> int:
     """The bytes of weights that one step reads: those of the graph that decodes, without tables of which it takes single rows."""
     graph = model.card.heads[model.head].parts[-1].graph(model)
@@ -104,7 +116,7 @@ def memory_speed(threads: int, megabytes: int = 512) -> float:
 
 
 def measure(seconds: float = 60, threads: int = 0, prompt: int = 64, new: int = 64) -> Table:
-    """A row for each model: our tokens a second, each rival's, and ours as a multiple of them."""
+    """Two rows for each model: our tokens a second, alone and with an assistant, each rival's, and ours as a multiple of them."""
     import interlingua as il
 
     columns = ["PyTorch eager", *OPTIMUM]
@@ -114,23 +126,23 @@ def measure(seconds: float = 60, threads: int = 0, prompt: int = 64, new: int = 
     speed_of_dots = memory_speed(threads or os.cpu_count() or 1)
     for name in TASKS:
         ids, model = np.random.default_rng(0).integers(5, 30000, (1, prompt)), il.load(checkpoint(name))
-        own = partial(il.generator(model, threads=threads).generate, max_new_tokens=new, eos_token_id=None)
-        calls = {"interlingua": own, **rivals(name, new, threads)}
+        calls = {**own(model, new, threads), **rivals(name, new, threads)}
         first = {side: call(ids) for side, call in calls.items()}
         for side, made in first.items():
-            if not np.array_equal(made, first["interlingua"]):
-                table.notes.append(f"{name}: {side} gives other tokens than ours")
+            if not np.array_equal(made, first[OWN]):
+                table.notes.append(f"{name}: {side.format(name)} gives other tokens than ours alone")
         speed = {side: new / median(times) for side, times in in_turns({k: partial(c, ids) for k, c in calls.items()}, seconds).items()}
         table.notes.append(
             f"{name}: a step of the float32 graph has {weights_of_a_step(model) / 1e6:.0f} MB of weights; "
             f"dot products of long vectors read {speed_of_dots / 1e9:.0f} GB/s here"
         )
-        cells = [f"{speed[k]:.1f}" if k in speed else "" for k in columns]
-        ratios = [f"{speed['interlingua'] / speed[k]:.2f}" if k in speed else "" for k in columns]
-        table.rows.append([name, f"{speed['interlingua']:.1f}", *(x for pair in zip(cells, ratios, strict=True) for x in pair)])
+        for row in (OWN, ASSISTED):
+            pairs = [(f"{speed[k]:.1f}", f"{speed[row] / speed[k]:.2f}") if k in speed else ("", "") for k in columns]
+            table.rows.append([row.format(name), f"{speed[row]:.1f}", *(x for pair in pairs for x in pair)])
     table.notes.append(
         "Ours looks for likeliest words in a matrix of bytes first and scores those that are left in float32 (docs/design.md, Generation), "
-        "so that its tokens are those of float32 and a step reads less than all weights. optimum is shown as it is shipped, and with threads "
+        "so that its tokens are those of float32 and a step reads less than all weights. The assistant is an int8-weights export of the same checkpoint, "
+        "of which float32 reads five guesses at a time and keeps those that are its own tokens. optimum is shown as it is shipped, and with threads "
         "that sleep or stay awake as its user could set them."
     )
     table.notes.append(
