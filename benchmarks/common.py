@@ -20,6 +20,7 @@ WORK = Path(os.environ.get("INTERLINGUA_BENCH_CACHE", ROOT / ".cache" / "bench")
 RIVALS = Path(os.environ.get("INTERLINGUA_BENCH_VENV", ROOT / ".venv-bench")) / "bin"
 PACKAGES = ("interlingua", "numpy", "onnx", "onnxruntime")
 RIVAL_PACKAGES = ("optimum-onnx", "mobius-onnx", "transformers", "torch", "flax", "tensorflow")
+KERNELS = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "amx_int8")
 os.environ.setdefault("USE_TF", "0")  # else the reference library imports TensorFlow wherever it is installed
 
 
@@ -143,7 +144,10 @@ def machine() -> Iterator[str]:
     """Where and with what it was measured, a line each."""
     cpu = next((line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")), platform.processor())
     memory = next((f"{int(line.split()[1]) >> 20} GB" for line in _lines("/proc/meminfo") if line.startswith("MemTotal")), "unknown memory")
+    flags = next((line.split() for line in _lines("/proc/cpuinfo") if line.startswith("flags")), [])
+    kernels = ", ".join(k for k in KERNELS if k in flags) or "unknown"
     yield f"{cpu}, {os.cpu_count()} cores, {memory}, {platform.system()} {platform.machine()}, Python {platform.python_version()}"
+    yield f"instructions that kernels are chosen by: {kernels}"
     yield ", ".join(f"{name} {_version(name)}" for name in PACKAGES)
     if rivals := _rival_versions():
         yield "rivals: " + ", ".join(f"{name} {version}" for name, version in rivals.items())

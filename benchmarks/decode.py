@@ -141,9 +141,9 @@ def measure(seconds: float = 60, threads: int = 0, prompt: int = 64, new: int = 
             table.rows.append([row.format(name), f"{speed[row]:.1f}", *(x for pair in pairs for x in pair)])
     table.notes.append(
         "Ours looks for likeliest words in a matrix of bytes first and scores those that are left in float32 (docs/design.md, Generation), "
-        "so that its tokens are those of float32 and a step reads less than all weights. The assistant is an int8-weights export of the same checkpoint, "
-        "of which float32 reads five guesses at a time and keeps those that are its own tokens. optimum is shown as it is shipped, and with threads "
-        "that sleep or stay awake as its user could set them."
+        "so that its tokens are those of float32 and a step reads less than all weights. The assistant is an int8-weights export of the same "
+        "checkpoint: the model reads five guesses at a time and keeps those that are its own tokens. optimum is shown as it is shipped, and with "
+        "threads that sleep or stay awake as its user could set them."
     )
     table.notes.append(
         "Tokens a second with the prompt's time in it: medians of whole calls in turns. All give the same tokens unless said otherwise."
