@@ -144,15 +144,19 @@ def machine() -> Iterator[str]:
     """Where and with what it was measured, a line each."""
     cpu = next((line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")), platform.processor())
     memory = next((f"{int(line.split()[1]) >> 20} GB" for line in _lines("/proc/meminfo") if line.startswith("MemTotal")), "unknown memory")
-    flags = next((line.split() for line in _lines("/proc/cpuinfo") if line.startswith("flags")), [])
-    kernels = ", ".join(k for k in KERNELS if k in flags) or "unknown"
     yield f"{cpu}, {os.cpu_count()} cores, {memory}, {platform.system()} {platform.machine()}, Python {platform.python_version()}"
-    yield f"instructions that kernels are chosen by: {kernels}"
+    yield f"instructions that kernels are chosen by: {', '.join(instructions()) or 'unknown'}"
     yield ", ".join(f"{name} {_version(name)}" for name in PACKAGES)
     if rivals := _rival_versions():
         yield "rivals: " + ", ".join(f"{name} {version}" for name, version in rivals.items())
     if hasattr(os, "getloadavg"):
         yield f"load average at the start {os.getloadavg()[0]:.1f}: more than 0.5 means that something else was running"
+
+
+def instructions() -> list[str]:
+    """Those of `KERNELS` that the processor has, where the system tells."""
+    flags = next((line.split() for line in _lines("/proc/cpuinfo") if line.startswith("flags")), [])
+    return [k for k in KERNELS if k in flags]
 
 
 def _lines(path: str) -> list[str]:

@@ -99,7 +99,7 @@ def rows_alone(
             chosen = np.where(going, chosen, options.pad or 0) if options.ends else chosen
             tokens[:, start + new], new = chosen, new + 1
             if stream is not None:
-                stream(chosen)
+                stream(chosen.copy())
             going &= ~np.isin(chosen, options.ends)
             if new == options.max_new_tokens or not going.any():
                 return tokens[:, : start + new]
