@@ -34,8 +34,7 @@ PROVIDERS = {
     "cuda": ["CUDAExecutionProvider", "CPUExecutionProvider"],
     "tensorrt": ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"],
 }
-PRECISE_BYTES = "session.x64quantprecision"  # by it products of bytes do not overflow on x86 processors without VNNI; others are as they were
-DEFAULTS = {"session.intra_op.allow_spinning": "0", PRECISE_BYTES: "1"}
+DEFAULTS = {"session.intra_op.allow_spinning": "0"}  # threads that spin while they wait take the cores from other sessions
 # for files of half floats: onnxruntime 1.32 widens them on CPUs, and its layout of convolutions crashes on what that leaves of some (Funnel's)
 HALF = {"optimization.disable_specified_optimizers": "NchwcTransformer"}
 _NO_BF16 = "\n  onnxruntime has hardly any kernels for bf16 on CPUs: open it on device='cuda', or export the model with dtype='f16'"
@@ -79,13 +78,12 @@ class OnnxSession(Session):
         self.groups: RowGroups | None = None
         folder = folder or (os.path.dirname(os.path.abspath(model)) if isinstance(model, str) else "")
         if apart and device == "cpu" and not isinstance(session_options, ort.SessionOptions):
-            own = {PRECISE_BYTES: "0", **(session_options or {})}  # a head's bytes are too small to overflow
-            model, initializers = self._without_head(model, folder, initializers or {}, threads=threads, session_options=own)
+            model, initializers = self._without_head(model, folder, initializers or {}, threads=threads, session_options=session_options)
         entries = HALF if _has(graph, "f16") else {}
         options = _options(session_options, threads, entries, folder, initializers or {})
         try:
             if packed:
-                model = str(packed_file(packed, model, folder, initializers or {}, options, repr((DEFAULTS, session_options, entries))))
+                model = str(packed_file(packed, model, folder, initializers or {}, options, repr((session_options, entries))))
                 options = _options(session_options, threads, entries)
                 if threads != 1 and self.head is None and graph is not None and divisible(graph):
                     self.groups = RowGroups(threads, partial(OnnxSession, model, graph, name=name, threads=1, session_options=session_options))

@@ -80,7 +80,7 @@ def test_four_bits_by_hand():
 
 def test_channels_by_hand():
     stored, scale = quantize_channels(np.array([[127.0, -63.4], [0.0, 0.0], [-2.0, 1.0]], np.float32))
-    assert stored.tolist() == [[127, 0, -127], [-63, 0, 64]]  # halves go to even: 63.5 to 64
+    assert stored.tolist() == [[128 + 127, 128, 128 - 127], [128 - 63, 128, 128 + 64]]  # halves go to even: 63.5 to 64
     np.testing.assert_allclose(scale, [1, 0, 2 / 127], rtol=1e-6)
 
 
@@ -149,6 +149,15 @@ def test_a_layer_on_onnxruntime_is_its_reference(scheme: str, lead: str, turned:
         assert 1e-4 < np.abs(found - plain).max() / np.abs(plain).max() < (0.2 if scheme == "int4-weights" else 0.02)
 
 
+def test_the_greatest_bytes_do_not_overflow():
+    """As products of two signed ones do in the kernel for x86 processors without VNNI."""
+    graph, weights = product("int8", "n", False, False)
+    even = ArrayWeights({k: np.ones_like(weights.array(k)) for k in weights})
+    graphs, stored = quantize({"model": graph}, even, SCHEMES["int8"], ["layer"])
+    session = OrtSession(Quantized("layer", graphs, stored), graphs["model"], threads=1)  # type: ignore[arg-type]
+    np.testing.assert_allclose(session(x=np.ones((20, 100), np.float32))["y"], 100, rtol=1e-6)
+
+
 # ---- which weights ------------------------------------------------------------------------------
 
 
@@ -187,11 +196,11 @@ def test_weights_answer_for_what_they_replace():
     assert len(stored) == 3
     assert "layer.weight" not in stored
     assert "layer.weight.q8" in stored
-    assert stored.spec("layer.weight.q8") == ("i8", (100, 72))
+    assert stored.spec("layer.weight.q8") == ("u8", (100, 72))
     for key in stored:
         dtype, shape = stored.spec(key)
         array = stored.array(key)
-        assert (array.shape, array.dtype) == (shape, {"i8": np.int8, "f32": np.float32}[dtype])
+        assert (array.shape, array.dtype) == (shape, {"u8": np.uint8, "f32": np.float32}[dtype])
         assert stored.location(key) is None
 
 
