@@ -24,7 +24,7 @@ from ..ir.graph import Graph
 from ..ir.sizes import Size, parse_size, symbol
 from ..ir.types import NUMPY_DTYPES, Type
 from ..ir.weights import Location
-from .packed import packed_file
+from .packed import packed_file, return_freed_memory
 from .row_groups import RowGroups, divisible
 from .session import Session
 from .vocabulary_head import VocabularyHead
@@ -56,6 +56,9 @@ class OnnxSession(Session):
 
     target = "onnxruntime"
 
+    head: VocabularyHead | None = None
+    groups: RowGroups | None = None
+
     def __init__(
         self,
         model: str | bytes,
@@ -74,8 +77,6 @@ class OnnxSession(Session):
         if packed and (device != "cpu" or isinstance(session_options, ort.SessionOptions)):
             raise UsageError(f"packed={str(packed)!r} is for device='cpu', with session_options as a mapping: weights are packed for the processor")
         providers, self.apart = _providers(device, provider_options or {}), apart
-        self.head: VocabularyHead | None = None
-        self.groups: RowGroups | None = None
         folder = folder or (os.path.dirname(os.path.abspath(model)) if isinstance(model, str) else "")
         if apart and device == "cpu" and not isinstance(session_options, ort.SessionOptions):
             model, initializers = self._without_head(model, folder, initializers or {}, threads=threads, session_options=session_options)
@@ -88,6 +89,8 @@ class OnnxSession(Session):
                 if threads != 1 and self.head is None and graph is not None and divisible(graph):
                     self.groups = RowGroups(threads, partial(OnnxSession, model, graph, name=name, threads=1, session_options=session_options))
             self.ort = ort.InferenceSession(model, options, providers=providers)
+            if packed:
+                return_freed_memory()
         except UsageError:
             raise
         except Exception as error:  # onnxruntime's errors have no common base

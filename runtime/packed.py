@@ -6,10 +6,12 @@ instead, beside the graph that it has optimised, and later sessions map them: th
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import os
 import platform
 import shutil
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from uuid import uuid4
@@ -60,6 +62,16 @@ def packed_file(
     finally:
         shutil.rmtree(made, ignore_errors=True)
     return found / MODEL
+
+
+def return_freed_memory() -> None:
+    """Hand memory that is free back to the system, where the C library can (glibc).
+
+    onnxruntime packs each weight once more to find the packed one by its content, and frees it: glibc would keep that for later in pieces, as many as
+    small allocations have cut off one another.
+    """
+    if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "malloc_trim"):
+        library.malloc_trim(0)
 
 
 def _key(model: str | bytes, folder: str, arrays: Mapping[str, np.ndarray], settings: str) -> str:

@@ -16,6 +16,7 @@ import numpy as np
 
 from ..ir.graph import Graph
 from .batching import BATCH
+from .packed import return_freed_memory
 from .session import Session
 
 TOKENS = 256  # of a group: of fewer, a thread would wait for weights; more leave the cache
@@ -33,7 +34,9 @@ class RowGroups:
     @cached_property
     def session(self) -> Session:
         """What the threads share; opened for the first batch that is large enough."""
-        return self.open()
+        opened = self.open()
+        return_freed_memory()
+        return opened
 
     def run(self, arrays: Arrays, whole: Callable[[Arrays], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
         """The outputs for arrays [batch ...], of which the first are tokens; `whole` runs what is left when each thread has had as many groups."""

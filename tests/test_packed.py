@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 import subprocess
@@ -182,6 +183,31 @@ def test_a_second_session_holds_no_weights(tmp_path: Path):
     )
     assert weights > 70
     assert float(done.stdout) < weights / 10
+
+
+_FREED = """
+import ctypes
+from pathlib import Path
+from interlingua.runtime.packed import return_freed_memory
+def anonymous():
+    return next(int(l.split()[1]) for l in Path("/proc/self/smaps_rollup").read_text().splitlines() if l.startswith("Anonymous")) / 1024
+library = ctypes.CDLL(None)
+library.malloc.restype, library.malloc.argtypes, library.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
+blocks = [library.malloc(100_000) for _ in range(400)]
+for block in blocks:
+    ctypes.memset(block, 1, 100_000)
+for block in blocks[::2]:  # what lies between keeps them
+    library.free(block)
+before = anonymous()
+return_freed_memory()
+print(before - anonymous())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux" or not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="the C library is not glibc")
+def test_freed_memory_goes_back_to_the_system():
+    done = subprocess.run([sys.executable, "-c", _FREED], capture_output=True, text=True, check=True)
+    assert float(done.stdout) > 15  # MiB, of 19
 
 
 @pytest.mark.parametrize(("batch", "threads"), [(1, 2), (4, 2), (5, 2), (7, 3), (12, 3), (3, 4)])
