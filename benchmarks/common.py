@@ -77,6 +77,11 @@ def median(numbers: Sequence[float]) -> float:
     return statistics.median(numbers)
 
 
+def ratio(others: Sequence[float], own: Sequence[float]) -> float:
+    """The median, over rounds of calls in turns, of another side's seconds divided by ours: a machine whose pace drifts slows both of a round."""
+    return median([other / mine for other, mine in zip(others, own, strict=True)])
+
+
 def in_turns(calls: Mapping[str, Callable[[], Any]], seconds: float, least: int = 10) -> dict[str, list[float]]:
     """Seconds of each call, in turns for so long and at least `least` times; the order reverses in each round, so that none is always first."""
     times: dict[str, list[float]] = {name: [] for name in calls}

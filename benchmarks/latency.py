@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from common import CHECKPOINTS, WORK, Table, checkpoint, in_turns, interlingua, median, open_session, process, rival
+from common import CHECKPOINTS, WORK, Table, checkpoint, in_turns, interlingua, median, open_session, process, ratio, rival
 from export import mobius, optimum
 
 Feed = dict[str, np.ndarray]
@@ -112,7 +112,7 @@ def in_pytorch(work: Work, compiled: bool) -> Run:
 
 
 def measure(seconds: float = 20, threads: int = 0, names: Sequence[str] = (), compiled: bool = True) -> Table:
-    """A row for each model and size: our median, and each rival's as a multiple of it (above 1: ours is faster)."""
+    """A row for each model and size: our median, and each rival's time as a multiple of ours (above 1: ours is faster)."""
     columns = [UNPACKED, "optimum-onnx", "onnxruntime.transformers", "mobius-onnx", "PyTorch eager", "torch.compile"]
     table = Table("Latency in float32 (CPU)", ["model", "size", "interlingua", *columns, "best rival"])
     for work in WORKS:
@@ -132,7 +132,8 @@ def measure(seconds: float = 20, threads: int = 0, names: Sequence[str] = (), co
         "onnxruntime, as the rivals' files are."
     )
     table.notes.append(
-        "Columns of rivals: their median divided by ours. A rival whose numbers are wrong is shown in parentheses and is not the best."
+        "Columns of rivals: the median of their time divided by ours of the same round, so that a machine whose pace drifts slows both. "
+        "A rival whose numbers are wrong is shown in parentheses and is not the best."
     )
     return table
 
@@ -169,11 +170,11 @@ def _row(openers: Openers, columns: Sequence[str], work: Work, size: tuple[int, 
             call()  # the first is slower
         for name, measured in in_turns(calls, seconds / openings, least=2).items():
             found[name] += measured
-    times = {name: median(values) for name, values in found.items()}
-    own = times["interlingua"]
-    cell = lambda name: "" if name not in times else f"({times[name] / own:.3f})" if name in wrong else f"{times[name] / own:.3f}"
-    best = min((t for name, t in times.items() if not name.startswith("interlingua") and name not in wrong), default=own)
-    return [f"{own * 1e3:.1f} ms", *map(cell, columns), f"{best / own:.3f}"]
+    own = found["interlingua"]
+    ratios = {name: ratio(times, own) for name, times in found.items()}
+    cell = lambda name: "" if name not in ratios else f"({ratios[name]:.3f})" if name in wrong else f"{ratios[name]:.3f}"
+    best = min((r for name, r in ratios.items() if not name.startswith("interlingua") and name not in wrong), default=1.0)
+    return [f"{median(own) * 1e3:.1f} ms", *map(cell, columns), f"{best:.3f}"]
 
 
 if __name__ == "__main__":
