@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import random
 import statistics
 import subprocess
 import sys
@@ -21,6 +22,7 @@ RIVALS = Path(os.environ.get("INTERLINGUA_BENCH_VENV", ROOT / ".venv-bench")) / 
 PACKAGES = ("interlingua", "numpy", "onnx", "onnxruntime")
 RIVAL_PACKAGES = ("optimum-onnx", "mobius-onnx", "transformers", "torch", "flax", "tensorflow")
 KERNELS = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "amx_int8")
+ORDERS = random.Random(0)  # in which sides are opened and called
 os.environ.setdefault("USE_TF", "0")  # else the reference library imports TensorFlow wherever it is installed
 
 
@@ -83,15 +85,18 @@ def ratio(others: Sequence[float], own: Sequence[float]) -> float:
 
 
 def in_turns(calls: Mapping[str, Callable[[], Any]], seconds: float, least: int = 10) -> dict[str, list[float]]:
-    """Seconds of each call, in turns for so long and at least `least` times; the order reverses in each round, so that none is always first."""
+    """Seconds of each call, in turns for so long and at least `least` times, in a random order in each round.
+
+    A call is slower after some than after others: after torch.compile, whose threads stay awake for a while. So none has a fixed neighbour.
+    """
     times: dict[str, list[float]] = {name: [] for name in calls}
     order, stop = list(calls), time.perf_counter() + seconds
     while time.perf_counter() < stop or len(times[order[0]]) < least:
+        ORDERS.shuffle(order)
         for name in order:
             start = time.perf_counter()
             calls[name]()
             times[name].append(time.perf_counter() - start)
-        order.reverse()
     return times
 
 

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from common import CHECKPOINTS, WORK, Table, checkpoint, in_turns, interlingua, median, open_session, process, ratio, rival
+from common import CHECKPOINTS, ORDERS, WORK, Table, checkpoint, in_turns, interlingua, median, open_session, process, ratio, rival
 from export import mobius, optimum
 
 Feed = dict[str, np.ndarray]
@@ -125,7 +125,7 @@ def measure(seconds: float = 20, threads: int = 0, names: Sequence[str] = (), co
             print(" | ".join(table.rows[-1]), flush=True)
     table.notes.append(
         f"Medians of runs in turns for {seconds:.0f} s a row, in new sessions every {OPENED:g} s (equal ones differ by 3 %); "
-        "the order is reversed in each round; texts have a padded row; same weights."
+        "in a random order in each round; texts have a padded row; same weights."
     )
     table.notes.append(
         "interlingua: what `interlingua.open(folder, packed=...)` gives, called as its users call it; not packed: its file in a bare session of "
@@ -164,8 +164,8 @@ def _row(openers: Openers, columns: Sequence[str], work: Work, size: tuple[int, 
     usable, wrong = _checked(openers, work, size, feed, table)
     found: dict[str, list[float]] = {name: [] for name in usable}
     for _ in range(openings := max(1, round(seconds / OPENED))):
+        ORDERS.shuffle(usable)
         calls = {name: partial(openers[name](), feed) for name in usable}
-        usable.reverse()  # none is always opened first
         for call in calls.values():
             call()  # the first is slower
         for name, measured in in_turns(calls, seconds / openings, least=2).items():

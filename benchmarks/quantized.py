@@ -119,7 +119,7 @@ def measure(seconds: float = 6, threads: int = 0) -> Table:
     table.notes = [
         "Weights are random, of real size. Output error: the greatest difference from float64, divided by the output's greatest magnitude.",
         f"Perplexity over {STEPS} tokens that the float32 model draws. Embedding and tied head are quantised too.",
-        f"Medians of runs in turns for {seconds:.0f} s, the order reversed in each round.",
+        f"Medians of runs in turns for {seconds:.0f} s, in a random order in each round.",
     ]
     if not {"avx_vnni", "avx512_vnni"} & set(instructions()):
         table.notes.append(
