@@ -1,21 +1,24 @@
-"""Quantised models on onnxruntime against our own in float32: bert-base with int8 activations and weights, gpt2 decoding with small weights."""
+"""Quantised bert-base (int8) against our own in float32 and optimum's int8; gpt2 decoding with small weights against our own in float32."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import shutil
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import WORK, Table, bert_base, in_turns, instructions, median, open_session
+from common import WORK, Table, bert_base, in_turns, instructions, median, open_session, process, ratio, rival
+from export import optimum
 
 SIZES = ((1, 16), (1, 128), (8, 128))
 WEIGHTS = ("int8-weights", "int4-weights")
 PAST, STEPS = 64, 32
 OWN = WORK / "quantized"
+RIVALS = ("avx2", "avx512_vnni")  # what optimum quantises for: weights are unsigned, or signed
 GPT2 = {"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2"}  # whose defaults are the 124M parameters
 
 
@@ -33,31 +36,56 @@ def export(model: Any, schemes: tuple[str, ...]) -> dict[str, Path]:
     return found
 
 
-def error(file: Path) -> str:
-    """What `quantization.json` says of the outputs but for the caches."""
-    errors = json.loads((file.parent / "quantization.json").read_text(encoding="utf-8"))["errors"]["model"]
-    return f"{max(e for name, e in errors.items() if not name.startswith('present')):.1e}"
+def optimums() -> dict[str, Path]:
+    """optimum's int8 files of its own export of bert-base."""
+    if not rival("optimum-cli"):
+        return {}
+    command, exported = optimum("bert-base", "feature-extraction")
+    if not (exported / "model.onnx").exists() and not process(command).ok:
+        return {}
+    alone, found = OWN / "optimum", {}
+    alone.mkdir(parents=True, exist_ok=True)
+    for name in ("model.onnx", "config.json"):  # its command quantises all files of a folder, and others lie there
+        shutil.copyfile(exported / name, alone / name)
+    for target in RIVALS:
+        file = OWN / f"optimum-{target}" / "model_quantized.onnx"
+        options = ["--onnx_model", str(alone), f"--{target}", "--output", str(file.parent)]
+        if file.exists() or process([str(rival("optimum-cli")), "onnxruntime", "quantize", *options]).ok:
+            found[target] = file
+    return found
 
 
 def dynamic(seconds: float = 6, threads: int = 0) -> list[list[str]]:
     """bert-base at each size: a row for each."""
     import interlingua as il
 
-    files = export(il.load(bert_base()), ("int8",))
+    files = export(il.load(bert_base()), ("int8",)) | optimums()
     sessions = {name: open_session(file, threads) for name, file in files.items()}
     rng, rows = np.random.default_rng(0), []
     for batch, length in SIZES:
         ids = rng.integers(1, 30000, (batch, length))
         feed = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
-        feed = {x.name: feed[x.name] for x in sessions["int8"].get_inputs()}
-        times = in_turns({name: partial(session.run, None, feed) for name, session in sessions.items()}, seconds)
-        rows.append(row(f"bert-base int8, {batch} x {length}", times["float32"], times["int8"], error(files["int8"])))
+        calls = {
+            name: partial(session.run, ["last_hidden_state"], {x.name: feed[x.name] for x in session.get_inputs()})
+            for name, session in sessions.items()
+        }
+        made = {name: call()[0] for name, call in calls.items()}
+        far = {name: f"{np.abs(x - made['float32']).max() / np.abs(made['float32']).max():.1e}" for name, x in made.items()}
+        times = in_turns(calls, seconds)
+        theirs = [f"{ratio(times[x], times['int8']):.2f} ({far[x]})" if x in times else "" for x in RIVALS]
+        rows.append(row(f"bert-base int8, {batch} x {length}", times["float32"], times["int8"], far["int8"], "", *theirs))
     return rows
 
 
 def row(name: str, plain: list[float], small: list[float], *rest: str) -> list[str]:
     """A row of the table."""
-    return [name, f"{median(plain) * 1e3:.2f} ms", f"{median(small) * 1e3:.2f} ms", f"{median(plain) / median(small):.2f}", *rest]
+    return [name, f"{median(plain) * 1e3:.2f} ms", f"{median(small) * 1e3:.2f} ms", f"{ratio(plain, small):.2f}", *rest]
+
+
+def error(file: Path) -> str:
+    """What `quantization.json` says of the outputs but for the caches."""
+    errors = json.loads((file.parent / "quantization.json").read_text(encoding="utf-8"))["errors"]["model"]
+    return f"{max(e for name, e in errors.items() if not name.startswith('present')):.1e}"
 
 
 def decode(seconds: float = 6, threads: int = 0) -> list[list[str]]:
@@ -72,7 +100,7 @@ def decode(seconds: float = 6, threads: int = 0) -> list[list[str]]:
     rows = []
     for name in WEIGHTS:
         change = f"{np.exp(losses[name] - losses['float32']):.4f}"
-        rows.append(row(f"gpt2 {name}, 1 token after {PAST}", times["float32"], times[name], error(files[name]), change))
+        rows.append(row(f"gpt2 {name}, 1 token after {PAST}", times["float32"], times[name], error(files[name]), change, "", ""))
     return rows
 
 
@@ -114,17 +142,19 @@ def surprise(sessions: Mapping[str, Any]) -> dict[str, float]:
 def measure(seconds: float = 6, threads: int = 0) -> Table:
     """Medians, ratios to float32, and errors."""
     columns = ["model", "float32", "quantised", "float32 / quantised", "output error", "perplexity / float32's"]
+    columns += [f"optimum-onnx for {x} / ours (its error)" for x in RIVALS]
     table = Table("Quantised models on onnxruntime (CPU)", columns)
-    table.rows = [[*r, ""] for r in dynamic(seconds, threads)] + decode(seconds, threads)
+    table.rows = dynamic(seconds, threads) + decode(seconds, threads)
     table.notes = [
-        "Weights are random, of real size. Output error: the greatest difference from float64, divided by the output's greatest magnitude.",
+        "Weights are random, of real size. Output error: the greatest difference from the float32 file on the measured input (gpt2: from float64, "
+        "as its export reports), divided by the output's greatest magnitude.",
         f"Perplexity over {STEPS} tokens that the float32 model draws. Embedding and tied head are quantised too.",
         f"Medians of runs in turns for {seconds:.0f} s, in a random order in each round.",
     ]
     if not {"avx_vnni", "avx512_vnni"} & set(instructions()):
         table.notes.append(
             "This processor has no VNNI: exact products of bytes go through 16 bits there, 16 an instruction, where float32 has 8 and VNNI 32. "
-            "onnxruntime's faster kernel, for signed weights, overflows. With VNNI: RESULTS-AVX512.md."
+            "onnxruntime's faster kernel, for signed weights, overflows: see its error in the last column. With VNNI: RESULTS-AVX512.md."
         )
     return table
 
