@@ -98,6 +98,7 @@ def export(
         bool | None,
         typer.Option("--cache/--no-cache", help="Graphs with key/value caches; default: for heads that generate, if no input or output is chosen."),
     ] = None,
+    all_positions: Annotated[bool, typer.Option("--all-positions", help="With caches: the logits of all positions, as --assistant needs.")] = False,
     generate: NEW = None,
     check: Annotated[
         bool, typer.Option("--check/--no-check", help="Run what is written against the float64 reference, and fail if it is wrong.")
@@ -129,7 +130,7 @@ def export(
         if out is None and not Path(model).expanduser().is_dir():
             raise typer.BadParameter(f"{model} is no folder but a hub's id: say where to write", param_hint="FOLDER")
         special = {"opset": opset, "generate": generate, "quantize": quantize, "max_error": max_error, "switch_off": switch_off}
-        options: dict[str, Any] = {"dtype": dtype, **{k: v for k, v in special.items() if v is not None}}
+        options: dict[str, Any] = {"dtype": dtype, "all_positions": all_positions, **{k: v for k, v in special.items() if v is not None}}
         made = loaded.export(out, to, inputs=input, outputs=output, cache=cache, check=check, overwrite=overwrite, progress=progress, **options)
     _list_graphs(Path(out or loaded.folder), made)
 
@@ -137,9 +138,8 @@ def export(
 def _list_graphs(place: Path, made: Any) -> None:
     """What was written: files with their sizes, and outputs with their errors."""
     for graph in made:
-        typer.echo(
-            f"{place / graph.file}  {_bytes((place / graph.file).stat().st_size)}" + "".join(f"  + {k} {_bytes(n)}" for k, n in graph.weights.items())
-        )
+        weights = "".join(f"  + {k} {_bytes(n)}" for k, n in graph.weights.items())
+        typer.echo(f"{place / graph.file}  {_bytes((place / graph.file).stat().st_size)}{weights}")
         for line in _outputs(graph.outputs, graph.errors):
             typer.echo(f"  {line}")
 

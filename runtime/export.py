@@ -31,6 +31,7 @@ def export(
     inputs: Sequence[str] | None = None,
     outputs: Sequence[str] | None = None,
     cache: bool | None = None,
+    all_positions: bool = False,
     generate: int | None = None,
     check: bool = True,
     overwrite: bool = False,
@@ -43,9 +44,9 @@ def export(
     """Writes a model as ONNX, StableHLO or a SavedModel, and returns what `interlingua.json` lists.
 
     Without a folder the artifact is written beside the checkpoint, whose weights it refers to. A head that generates becomes graphs with caches
-    (`model`, or `encoder_model` and `decoder_model`), which give the logits of the last position, for ONNX and StableHLO unless `cache` is false or
-    inputs or outputs are chosen; with `generate` it becomes one graph instead, `generator`, which takes `input_ids` and `attention_mask` and gives
-    `sequences` with so many new tokens, the likeliest ones.
+    (`model`, or `encoder_model` and `decoder_model`), for ONNX and StableHLO unless `cache` is false or inputs or outputs are chosen. They give the
+    logits of the last position, with `all_positions` of all, as `generator` needs for an assistant. With `generate` it becomes one graph instead,
+    `generator`, which takes `input_ids` and `attention_mask` and gives `sequences` with so many new tokens, the likeliest ones.
 
     With `check` the artifact is run against the float64 reference before it appears, and its errors are noted in `interlingua.json`. `dtype` is what
     all floats of an ONNX file are, inputs, outputs and caches too: "f16", or "bf16", for which onnxruntime has no kernels on CPUs, so that the check
@@ -57,16 +58,15 @@ def export(
     """
     if to not in TARGETS:
         raise UsageError(f"target {to!r} is unknown{nearest(to, TARGETS)}")
-    if folder is None and model.folder is None:
+    if (folder := folder or model.folder) is None:
         raise UsageError(f"{model.name} has no checkpoint to be exported beside; name a folder")
-    place = Path(folder or model.folder or ".")
-    chosen: dict[str, Any] = {"inputs": inputs, "outputs": outputs, "cache": cache}
+    place = Path(folder)
+    chosen: dict[str, Any] = {"inputs": inputs, "outputs": outputs, "cache": cache, "all_positions": all_positions}
     half = _half(dtype, to, quantize)
     if generate is not None:
         graphs, verify = _generating(model, to, generate, **chosen, quantize=quantize or max_error, dtype=half)
     elif quantize or max_error is not None:
-        settings = {"max_error": max_error, "check": check, "overwrite": overwrite, "progress": progress}
-        return _quantized(model, place, to, quantize, **chosen, **settings, **options)
+        return _quantized(model, place, to, quantize, max_error=max_error, check=check, overwrite=overwrite, progress=progress, **chosen, **options)
     else:
         graphs, verify = graphs_of(model, to, **chosen), partial(_verify, float=dtype)
     progress(f"writing {to} to {place}")
@@ -135,7 +135,14 @@ def _quantized(model: Model, place: Path, to: str, scheme: str, **options: Any) 
     return export_quantized(model, place, scheme, **options)
 
 
-def graphs_of(model: Model, to: str, inputs: Sequence[str] | None, outputs: Sequence[str] | None, cache: bool | None) -> dict[str, Graph]:
+def graphs_of(
+    model: Model,
+    to: str,
+    inputs: Sequence[str] | None = None,
+    outputs: Sequence[str] | None = None,
+    cache: bool | None = None,
+    all_positions: bool = False,
+) -> dict[str, Graph]:
     """The graphs that a model is exported as, by file stem."""
     head = model.card.heads[model.head] if model.card else None
     chosen = inputs is not None or outputs is not None
@@ -145,8 +152,10 @@ def graphs_of(model: Model, to: str, inputs: Sequence[str] | None, outputs: Sequ
     if not (wanted and head and head.parts):
         if cache:
             raise UsageError(f"{model.name} has no caches: only heads that generate have")
+        if all_positions:
+            raise UsageError("all_positions is given, expected graphs with caches beside it: others give all positions anyway")
         return {"model": model.graph(inputs, outputs)}
-    return {part.file: part.graph(model, inputs, padded=to == "stablehlo") for part in head.parts}
+    return {part.file: part.graph(model, inputs, padded=to == "stablehlo", all_positions=all_positions) for part in head.parts}
 
 
 def _write(model: Model, place: Path, to: str, graphs: dict[str, Graph], **options: Any) -> list[GraphFile]:

@@ -211,7 +211,7 @@ def _check_assistant(model: Generator) -> None:
         return
     if not model.decoder.gives_all:
         told = f"{model.name} gives the logits of the last position alone, expected those of all, so that it can judge what an assistant guesses"
-        raise UsageError(f"{told}\n  generate from the checkpoint: interlingua.generator(interlingua.load(...), assistant=...)")
+        raise UsageError(f"{told}\n  export it with all_positions=True (--all-positions), or generate from the checkpoint")
     words, known = (g.decoder.outputs["logits"].shape[-1] for g in (model, assistant))
     if words != known:
         raise UsageError(f"the assistant {assistant.name} has {known} words, expected the {words} of {model.name}")
@@ -223,21 +223,26 @@ def _check_assistant(model: Generator) -> None:
 def generator_for(place: str, load: Load, on: str | None = None, *, head: str | None = None, assistant: Any = None, **options: Any) -> Generator:
     """A generator of a folder's exported graphs where it has some for the target and head, else of the checkpoint that `load(place, head)` reads.
 
-    With an `assistant`, which is one of what `generator` takes or a checkpoint's place, it is always the checkpoint.
+    An `assistant` is one of what `generator` takes or a checkpoint's place; for it graphs have to give the logits of all positions.
     """
-    if assistant is not None:
-        guessing = generator_for(os.fspath(assistant), load, **options) if isinstance(assistant, (str, os.PathLike)) else assistant
-        return generator(load(place, head), on, assistant=guessing, **options)
+    if isinstance(assistant, (str, os.PathLike)):
+        assistant = generator_for(os.fspath(assistant), load, **options)
+    options["assistant"] = assistant
     folder = Path(place).expanduser()
     graphs = read_manifest(folder) if (folder / MANIFEST).exists() else []
     kinds = {kind for target, kind in TARGETS.items() if on in (None, target)}
-    if any(g.target in kinds and head in (None, g.head) and _cached(g) for g in graphs):
+    fits = _gives_all if assistant else _cached
+    if any(g.target in kinds and head in (None, g.head) and fits(g) for g in graphs):
         return generator(folder, on, **options)
     return generator(load(place, head), on, **options)
 
 
 def _cached(graph: GraphFile) -> bool:
     return any(k.startswith(PAST) for k in graph.inputs)
+
+
+def _gives_all(graph: GraphFile) -> bool:
+    return _cached(graph) and graph.graph().outputs["logits"].type.shape[1] != 1
 
 
 def defaults(folder: Path | None, config: Mapping[str, Any]) -> Options:

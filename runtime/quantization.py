@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..exporters import onnx
 from ..exporters.quantization import LEAST, QuantizedWeights, Scheme, quantizable, quantize, scheme_of, size_of
 from ..ir import ops
 from ..ir.errors import ParityError, UsageError
@@ -202,6 +203,7 @@ def export_quantized(
     inputs: Sequence[str] | None = None,
     outputs: Sequence[str] | None = None,
     cache: bool | None = None,
+    all_positions: bool = False,
     check: bool = True,
     overwrite: bool = False,
     progress: Progress = lambda text: None,
@@ -215,7 +217,7 @@ def export_quantized(
 
     Raises ParityError where the budget cannot be held or the numbers are wrong, and what `export` raises; then nothing is left behind.
     """
-    plan, graphs = scheme_of(scheme), graphs_of(model, "onnx", inputs, outputs, cache)
+    plan, graphs = scheme_of(scheme), graphs_of(model, "onnx", inputs, outputs, cache, all_positions)
     if not overwrite and (there := next((f"{stem}.onnx" for stem in graphs if os.path.lexists(Path(folder, f"{stem}.onnx"))), "")):
         raise UsageError(f"output {folder} already has {there}\n  overwrite it (--overwrite, overwrite=True) or choose another place")
     quality = Quality(model, graphs, samples)
@@ -234,8 +236,6 @@ def export_quantized(
             raise ParityError(f"{model.name}: {plan.name} as written is off by {_greatest(errors):.1e}, expected at most {max_error:g}")
         (staging / REPORT).write_text(json.dumps(report | {"errors": errors}, indent=1) + "\n", encoding="utf-8")
         return errors
-
-    from ..exporters import onnx
 
     progress(f"writing {plan.name} to {folder}")
     return onnx.export(model, folder, graphs=made.graphs, weights=made.weights, head=model.head, overwrite=overwrite, check=finish, **options)

@@ -335,6 +335,24 @@ def test_an_exported_assistant_in_fewer_bits(tmp_path: Path):
     np.testing.assert_array_equal(made.generate(ids, mask, max_new_tokens=NEW), expected("gpt2", ids, mask, max_new_tokens=NEW))
 
 
+@pytest.mark.parametrize("kind", ["gpt2", "t5"])
+@pytest.mark.parametrize(("target", "to"), [("onnxruntime", "onnx"), ("xla", "stablehlo")])
+def test_an_export_of_all_positions_takes_an_assistant(target: str, to: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (ids, mask), options = prompts(kind), {"max_new_tokens": NEW, "eos_token_id": None}
+    il.load(folder(kind)).export(tmp_path, to, all_positions=True)
+    made = il.generator(tmp_path, target, assistant=il.load(guessing(kind, 0.0)))
+    read = reads(made, monkeypatch)
+    np.testing.assert_array_equal(made.generate(ids, mask, **options), expected(kind, ids, mask, **options))
+    assert 6 in read
+    np.testing.assert_array_equal(il.generator(tmp_path, target).generate(ids, mask, **options), expected(kind, ids, mask, **options))
+
+
+def test_all_positions_of_what_gives_them_anyway(tmp_path: Path):
+    with pytest.raises(UsageError, match="all_positions is given, expected graphs with caches beside it"):
+        il.load(folder("gpt2")).export(tmp_path, outputs=["logits"], all_positions=True)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_assistants_that_do_not_fit(tmp_path: Path):
     model = il.load(folder("gpt2"))
     other = il.from_config({"model_type": "gpt2", "vocab_size": 41, "n_positions": 64, "n_embd": 8, "n_layer": 1, "n_head": 2}, "GPT2LMHeadModel")
@@ -343,7 +361,7 @@ def test_assistants_that_do_not_fit(tmp_path: Path):
     with pytest.raises(UsageError, match="the assistant T5ForConditionalGeneration has an encoder, unlike GPT2LMHeadModel"):
         il.generator(model, assistant=ours("t5"))
     model.export(tmp_path, check=False)
-    with pytest.raises(UsageError, match=r"logits of the last position alone, expected those of all.*\n  generate from the checkpoint"):
+    with pytest.raises(UsageError, match=r"logits of the last position alone, expected those of all.*\n  export it with all_positions=True"):
         il.generator(tmp_path, assistant=model)
     short = il.generator(model, assistant=il.load(guessing("gpt2", 0.2)))
     with pytest.raises(UsageError, match="num_assistant_tokens is 0, expected an integer of at least 1"):
@@ -469,6 +487,8 @@ def test_generate_command(kind: str, head: str, tmp_path: Path):
     drawn = [run("generate", tmp_path / "out", text, *options, "--sample", "--temperature", 2, "--seed", s).out for s in (1, 1, 2)]
     assert drawn[0] == drawn[1] != drawn[2]
     assert run("generate", place, text, *options, "--assistant", tmp_path / "out").out == plain + "\n"
+    assert run("export", place, tmp_path / "all", "--no-check", "--all-positions").code == 0
+    assert run("generate", tmp_path / "all", text, *options, "--assistant", place).out == plain + "\n"
     beams = run("generate", tmp_path / "out", text, *options, "--num-beams", 3)
     assert beams.out == il.generator(il.load(place)).text(text, max_new_tokens=7, num_beams=3)[0] + "\n"
     refused = run("generate", place, text, "--top-k", 4)
