@@ -277,7 +277,7 @@ def generate(
     top_p: Annotated[float | None, typer.Option(metavar="P", help="With --sample: draw from the likeliest tokens that together have P.")] = None,
     seed: Annotated[int, typer.Option(min=0, metavar="N", help="With --sample: which draw.")] = 0,
     assistant: Annotated[
-        str | None, typer.Option(metavar="MODEL", help="A smaller model of the same words: it guesses tokens, MODEL reads them at once. Saves time.")
+        str | None, typer.Option(metavar="MODEL", help="What guesses tokens for MODEL to read at once: a smaller model, or int8-weights. Saves time.")
     ] = None,
     on: Annotated[str | None, typer.Option(metavar="TARGET", callback=one_of(GENERATING), help=f"One of {', '.join(GENERATING)}.")] = None,
     head: HEAD = None,

@@ -88,10 +88,7 @@ def own(model: Any, new: int, threads: int) -> dict[str, Callable[[np.ndarray], 
     """Ours, alone and with an assistant: the same weights in bytes."""
     import interlingua as il
 
-    drafts = WORK / "drafts" / model.name
-    model.export(drafts, quantize="int8-weights", check=False, overwrite=True)
-    assisted = il.generator(model, threads=threads, assistant=il.generator(drafts, threads=threads))
-    generators = {OWN: il.generator(model, threads=threads), ASSISTED: assisted}
+    generators = {OWN: il.generator(model, threads=threads), ASSISTED: il.generator(model, threads=threads, assistant="int8-weights")}
     return {row: partial(g.generate, max_new_tokens=new, eos_token_id=None) for row, g in generators.items()}
 
 
@@ -141,9 +138,9 @@ def measure(seconds: float = 60, threads: int = 0, prompt: int = 64, new: int = 
             table.rows.append([row.format(name), f"{speed[row]:.1f}", *(x for pair in pairs for x in pair)])
     table.notes.append(
         "Ours looks for likeliest words in a matrix of bytes first and scores those that are left in float32 (docs/design.md, Generation), "
-        "so that its tokens are those of float32 and a step reads less than all weights. The assistant is an int8-weights export of the same "
-        "checkpoint: the model reads five guesses at a time and keeps those that are its own tokens. optimum is shown as it is shipped, and with "
-        "threads that sleep or stay awake as its user could set them."
+        "so that its tokens are those of float32 and a step reads less than all weights. With `assistant='int8-weights'` the same weights in bytes "
+        "guess: the model reads five guesses at a time and keeps those that are its own tokens, still those of float32. optimum is shown as it is "
+        "shipped, and with threads that sleep or stay awake as its user could set them; it cannot take an assistant (its caches have no `crop`)."
     )
     table.notes.append(
         "Tokens a second with the prompt's time in it: medians of whole calls in turns. All give the same tokens unless said otherwise."

@@ -216,10 +216,9 @@ def _(t: Tape, node: Node, x: str, weight: str, scale: str, bias: str | None, *,
 
 @rule(ops.dynamic_quantized_linear, when=lambda node: dtype_in(node) == "f32")
 def _(t: Tape, node: Node, x: str, weight: str, scale: str, bias: str | None) -> str:
-    # standard operators: onnxruntime makes one kernel of them, which is as fast as its own DynamicQuantizeMatMul. Weights are unsigned: products with
-    # signed bytes overflow in onnxruntime's kernel for x86 processors without VNNI, and where VNNI is both take the same kernel
+    # standard operators: onnxruntime makes one kernel of them, which is as fast as its own DynamicQuantizeMatMul
     rounded, step, zero = t("DynamicQuantizeLinear", _sized(t, node, x), outputs=3)
-    y = t("Cast", t("MatMulInteger", rounded, weight, zero, t.constant(128, "u8")), to=DATA_TYPES["f32"])
+    y = t("Cast", t("MatMulInteger", rounded, weight, zero), to=DATA_TYPES["f32"])
     y = t("Mul", y, t("Mul", step, scale))
     return y if bias is None else t("Add", y, bias)
 

@@ -20,6 +20,7 @@ from ..ir.weights import Location, Weights
 LEAST = 4096  # elements: smaller weights stay as they are
 _CHUNK = 1 << 22  # elements that are quantised at once
 _SHORTEST = 16  # of the blocks that MatMulNBits takes
+_GREATEST = 64  # of the bytes that are multiplied by bytes
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class Stored:
         rows, n = self.weight.shape[::-1] if self.turned else self.weight.shape
         blocks = -(-n // self.block) if self.block else 1
         shapes = ((rows, blocks, self.block * self.bits // 8), (rows, blocks)) if self.block else ((n, rows), (rows,))
-        made = Param(*shapes[0], dtype="u8", trainable=False), Param(*shapes[1], trainable=False)
+        made = Param(*shapes[0], dtype="u8" if self.block else "i8", trainable=False), Param(*shapes[1], trainable=False)
         for param, suffix in zip(made, (f"q{self.bits}", "scale"), strict=True):
             param.name, param.key = f"{self.weight.name}.{suffix}", f"{self.weight.key}.{suffix}"
         return made
@@ -98,13 +99,16 @@ def quantize_blocks(rows: np.ndarray, bits: int, block: int) -> tuple[np.ndarray
 
 
 def quantize_channels(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Rows [out in] as `ops.dynamic_quantized_linear` reads them: u8[in out] from 1 to 255, whose zero is 128, and f32[out]."""
+    """Rows [out in] as `ops.dynamic_quantized_linear` reads them: i8[in out] from -64 to 64 and f32[out].
+
+    Of larger numbers the sum of two products with bytes would overflow 16 bits, in which x86 processors without VNNI add them.
+    """
     count, n = rows.shape
-    stored, scales = np.empty((n, count), np.uint8), np.empty(count, np.float32)
+    stored, scales = np.empty((n, count), np.int8), np.empty(count, np.float32)
     for part in _parts(count, n):
         x = rows[part].astype(np.float32, copy=False)
-        scales[part] = np.abs(x).max(-1) / 127
-        stored[:, part] = np.rint(x / _nonzero(scales[part])[:, None]).T + 128
+        scales[part] = np.abs(x).max(-1) / _GREATEST
+        stored[:, part] = np.rint(x / _nonzero(scales[part])[:, None]).T
     return stored, scales
 
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from ..checkpoints.files import read_json
 from ..exporters.artifact import MANIFEST, GraphFile, read_manifest
+from ..exporters.quantization import SCHEMES
 from ..ir.cache import PAST
 from ..ir.definition import Definition, check_inputs
 from ..ir.errors import InputError, UsageError, nearest
@@ -182,8 +183,9 @@ def generator(
     """A generator of a loaded model, or of a folder that an export wrote (without any model code).
 
     `on` is onnxruntime, xla or torch; by default onnxruntime for a model, and for a folder what it was exported for. `options` are the
-    target session's (`threads`, `dtype`). An `assistant`, a smaller model of the same words or the same one with weights of fewer bits, guesses
-    tokens that the model then reads in one call, as soon as one token (speculative decoding, https://arxiv.org/abs/2211.17192).
+    target session's (`threads`, `dtype`). An `assistant` guesses tokens that the model then reads in one call, as soon as one token (speculative
+    decoding, https://arxiv.org/abs/2211.17192): a smaller model of the same words, or the name of a quantisation (`int8-weights`), which is the
+    model itself with weights of fewer bits, on onnxruntime.
     Errors: UsageError for a model that does not generate, a folder without graphs that do, an assistant that does not fit, or an unknown target.
     """
     if on is not None and on not in TARGETS:
@@ -197,12 +199,21 @@ def generator(
         place, config = getattr(model, "folder", None), getattr(model, "values", {})
         folder = Path(place) if place else None
         sessions = _compiled(model, on or "onnxruntime", assistant is not None, device=device, **options)
-    encoder = _stepper(sessions[0]) if len(sessions) > 1 else None
-    if assistant is not None and not isinstance(assistant, Generator):
+    if isinstance(assistant, str) and assistant in SCHEMES:
+        assistant = _in_fewer_bits(model, assistant, device=device, **(options if on in (None, "onnxruntime") else {}))
+    elif assistant is not None and not isinstance(assistant, Generator):
         assistant = generator(assistant, device=device)
-    made = Generator(_stepper(sessions[-1]), encoder, defaults(folder, config), folder, config, assistant)
+    made = Generator(*_steppers(sessions), defaults(folder, config), folder, config, assistant)
     _check_assistant(made)
     return made
+
+
+def _in_fewer_bits(model: Any, scheme: str, **options: Any) -> Generator:
+    """A loaded model that guesses for itself, with its weights quantised."""
+    if isinstance(model, (str, os.PathLike)):
+        told = f"assistant={scheme!r} is made of a model's weights, {model} is a folder of graphs"
+        raise UsageError(f"{told}\n  load the checkpoint, or export it with quantize={scheme!r} and pass that folder as assistant")
+    return Generator(*_steppers(_compiled(model, "onnxruntime", False, scheme, **options)), Options())
 
 
 def _check_assistant(model: Generator) -> None:
@@ -223,8 +234,11 @@ def _check_assistant(model: Generator) -> None:
 def generator_for(place: str, load: Load, on: str | None = None, *, head: str | None = None, assistant: Any = None, **options: Any) -> Generator:
     """A generator of a folder's exported graphs where it has some for the target and head, else of the checkpoint that `load(place, head)` reads.
 
-    An `assistant` is one of what `generator` takes or a checkpoint's place; for it graphs have to give the logits of all positions.
+    An `assistant` is one of what `generator` takes or a checkpoint's place; for it graphs have to give the logits of all positions. One that is
+    the name of a quantisation is made of the checkpoint.
     """
+    if isinstance(assistant, str) and assistant in SCHEMES:
+        return generator(load(place, head), on, assistant=assistant, **options)
     if isinstance(assistant, (str, os.PathLike)):
         assistant = generator_for(os.fspath(assistant), load, **options)
     options["assistant"] = assistant
@@ -252,15 +266,22 @@ def defaults(folder: Path | None, config: Mapping[str, Any]) -> Options:
     return Options.read(config, read_json(path, "what generation is asked for"), str(path))
 
 
-def _compiled(model: Definition, on: str, all_positions: bool, **options: Any) -> list[Session]:
+def _compiled(model: Definition, on: str, all_positions: bool, scheme: str = "", **options: Any) -> list[Session]:
+    """Sessions of a loaded model's graphs, the encoder's first; with a `scheme` its layers are quantised."""
     card = getattr(model, "card", None)
     parts = card.heads[model.head].parts if card else ()  # type: ignore[attr-defined]
     if not parts:
         generating = [name for name, head in card.heads.items() if head.parts] if card else []
         hint = f"\n  load it with head={generating[0]!r}" if generating else ""
         raise UsageError(f"{model.name} does not generate: it has no key and value caches{hint}")
+    graphs = {part.file: part.graph(model, padded=on == "xla", all_positions=all_positions) for part in parts}
+    if scheme:
+        from .quantization import in_fewer_bits
+
+        model = in_fewer_bits(model, graphs, scheme)  # type: ignore[assignment]
+        graphs = model.graphs  # type: ignore[attr-defined]
     options = _for_steps(on, options)
-    return [compile(model, on, graph=part.graph(model, padded=on == "xla", all_positions=all_positions), **options) for part in parts]
+    return [compile(model, on, graph=graph, **options) for graph in graphs.values()]
 
 
 def _for_steps(on: str, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -288,6 +309,11 @@ def _opened(folder: Path, on: str | None, **options: Any) -> list[Session]:
     have = ", ".join(f"{g.file} ({g.target})" for g in known) or "nothing"
     told = f"{folder} has {have}{f' for {on}' if on else ''}, expected graphs with key and value caches"
     raise UsageError(f"{told}\n  export a head that generates, and choose no inputs or outputs")
+
+
+def _steppers(sessions: Sequence[Session]) -> tuple[Stepper, Stepper | None]:
+    """Of the decoder, and of the encoder where there is one."""
+    return _stepper(sessions[-1]), _stepper(sessions[0]) if len(sessions) > 1 else None
 
 
 def _stepper(session: Session) -> Stepper:

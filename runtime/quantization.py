@@ -52,6 +52,12 @@ class Quantized:
     weights: QuantizedWeights
 
 
+def in_fewer_bits(model: Model, graphs: Mapping[str, Graph], scheme: str) -> Quantized:
+    """Graphs of a model with all layers quantised that can be, for sessions of this process. UsageError for an unknown scheme."""
+    prepared = {stem: optimize(graph) for stem, graph in graphs.items()}
+    return Quantized(model.name, *quantize(prepared, model.weights, scheme_of(scheme), list(quantizable(prepared.values()))))
+
+
 class Quality:
     """The float64 outputs of a model on samples, against which quantised ones are measured.
 

@@ -280,8 +280,8 @@ add(ops.round_blocks, given("f32[b 32]", np.repeat([[0.0, 1.0, -2.0, 0.5]], 8)),
 add(ops.round_range, "f32[b s 6]", gradient=False)
 add(ops.round_range, positive("f32[b s]"), gradient=False, note="positive")
 add(ops.round_range, given("f32[b s]", 0.0), gradient=False, note="zeros")
-add(ops.dynamic_quantized_linear, "f32[b s 4]", between("u8[4 5]", 1, 256), positive("f32[5]"), "f32[5]", gradient=False)
-add(ops.dynamic_quantized_linear, "f32[b 4]", between("u8[4 5]", 1, 256), positive("f32[5]"), None, gradient=False, note="no-bias")
+add(ops.dynamic_quantized_linear, "f32[b s 4]", between("i8[4 5]", -64, 65), positive("f32[5]"), "f32[5]", gradient=False)
+add(ops.dynamic_quantized_linear, "f32[b 4]", between("i8[4 5]", -64, 65), positive("f32[5]"), None, gradient=False, note="no-bias")
 for _op in (ops.sum, ops.mean, ops.max, ops.min):
     add(_op, "f32[b s 4]", axis=1)
     add(_op, "f32[b s 4]", axis=2, keep=True, note="keep")

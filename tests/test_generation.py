@@ -17,6 +17,7 @@ import pytest
 from cli_runs import run, stock
 
 import interlingua as il
+from interlingua.exporters import quantization
 from interlingua.ir.errors import ConfigError, InputError, TargetError, UsageError
 from interlingua.runtime.generating import beams, scores
 from interlingua.runtime.generating.options import Options
@@ -336,6 +337,18 @@ def test_an_exported_assistant_in_fewer_bits(tmp_path: Path):
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "t5"])
+@pytest.mark.parametrize(("target", "scheme"), [("onnxruntime", "int8-weights"), ("onnxruntime", "int4-weights"), ("xla", "int8-weights")])
+def test_a_model_guesses_for_itself_in_fewer_bits(target: str, scheme: str, kind: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(quantization, "LEAST", 64)
+    (ids, mask), options = prompts(kind), {"max_new_tokens": NEW, "eos_token_id": None}
+    made = il.generator(il.load(folder(kind)), target, assistant=scheme)
+    assert sum(p.key.endswith(f".q{scheme[3]}") for p in made.assistant.decoder.graph.params()) > 8
+    read = reads(made, monkeypatch)
+    np.testing.assert_array_equal(made.generate(ids, mask, **options), expected(kind, ids, mask, **options))
+    assert 6 in read  # five guesses and the token before them
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "t5"])
 @pytest.mark.parametrize(("target", "to"), [("onnxruntime", "onnx"), ("xla", "stablehlo")])
 def test_an_export_of_all_positions_takes_an_assistant(target: str, to: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (ids, mask), options = prompts(kind), {"max_new_tokens": NEW, "eos_token_id": None}
@@ -363,6 +376,8 @@ def test_assistants_that_do_not_fit(tmp_path: Path):
     model.export(tmp_path, check=False)
     with pytest.raises(UsageError, match=r"logits of the last position alone, expected those of all.*\n  export it with all_positions=True"):
         il.generator(tmp_path, assistant=model)
+    with pytest.raises(UsageError, match=r"assistant='int8-weights' is made of a model's weights.*\n  load the checkpoint, or export"):
+        il.generator(tmp_path, assistant="int8-weights")
     short = il.generator(model, assistant=il.load(guessing("gpt2", 0.2)))
     with pytest.raises(UsageError, match="num_assistant_tokens is 0, expected an integer of at least 1"):
         short.generate(prompts("gpt2")[0], num_assistant_tokens=0)
@@ -487,6 +502,7 @@ def test_generate_command(kind: str, head: str, tmp_path: Path):
     drawn = [run("generate", tmp_path / "out", text, *options, "--sample", "--temperature", 2, "--seed", s).out for s in (1, 1, 2)]
     assert drawn[0] == drawn[1] != drawn[2]
     assert run("generate", place, text, *options, "--assistant", tmp_path / "out").out == plain + "\n"
+    assert run("generate", place, text, *options, "--assistant", "int8-weights").out == plain + "\n"
     assert run("export", place, tmp_path / "all", "--no-check", "--all-positions").code == 0
     assert run("generate", tmp_path / "all", text, *options, "--assistant", place).out == plain + "\n"
     beams = run("generate", tmp_path / "out", text, *options, "--num-beams", 3)

@@ -108,7 +108,7 @@ def quantized_linear(x: Any, weight: Any, scale: Any, bias: Any = None, *, bits:
 
 
 def dynamic_quantized_linear(x: Any, weight: Any, scale: Any, bias: Any = None) -> Any:
-    return F.linear(round_range(x), ((weight.to(x.dtype) - 128) * scale).T, bias)
+    return F.linear(round_range(x), (weight * scale).T, bias)
 
 
 def loop(x: Any, shift: Any, *weights: Any, **_: Any) -> Any:

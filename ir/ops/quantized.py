@@ -130,7 +130,7 @@ def _(x, weight, scale, bias, *, bits):
     return linear(round_blocks(x, block=block), dequantize(weight, scale, bits=bits, size=x.shape[-1]), bias)
 
 
-_DYNAMIC = Signature("[*b k], u8[k m], [m], [m]? -> [*b m]")
+_DYNAMIC = Signature("[*b k], i8[k m], [m], [m]? -> [*b m]")
 
 
 def _dynamic_rule(x, weight, scale, bias):
@@ -139,12 +139,12 @@ def _dynamic_rule(x, weight, scale, bias):
 
 @op(_dynamic_rule)
 def dynamic_quantized_linear(x, weight, scale, bias=None):
-    """x weight + bias for a weight [in out] of bytes, whose zero is 128, with a scale for each output; x rounded to bytes over its whole range."""
-    return affine.reference(round_range.reference(x), (weight.astype(x.dtype) - 128) * scale, bias)
+    """x weight + bias for a weight [in out] of bytes with a scale for each output, x rounded to bytes over its whole range (MatMulInteger)."""
+    return affine.reference(round_range.reference(x), weight.astype(x.dtype) * scale, bias)
 
 
 @dynamic_quantized_linear.decompose
 def _(x, weight, scale, bias):
     from .elementwise import cast
 
-    return affine(round_range(x), (cast(weight, dtype=scale.type.dtype) - 128.0) * scale, bias)
+    return affine(round_range(x), cast(weight, dtype=scale.type.dtype) * scale, bias)
