@@ -25,7 +25,7 @@ from ..ir.reference import reference
 from ..ir.table import Table, lower
 from .export import _copy_companions, graphs_of
 from .ort import OrtSession, open_staged
-from .samples import Sample, make_samples
+from .samples import Sample, given_sample, make_samples
 from .session import Session
 from .verify import FACTORS, Report, Truth
 
@@ -125,7 +125,7 @@ def _samples(model: Model, graph: Graph, given: Sequence[Inputs] | None) -> list
     if given is None:
         return make_samples(graph, getattr(model, "config", None))
     names = [v.name for v in graph.inputs]
-    fitting = [Sample(f"sample {i}", {k: np.asarray(x[k]) for k in names}, {}, {}) for i, x in enumerate(given) if set(names) <= set(x)]
+    fitting = [given_sample(graph, f"sample {i}", {k: np.asarray(x[k]) for k in names}) for i, x in enumerate(given) if set(names) <= set(x)]
     if not fitting:
         raise UsageError(f"no sample has all of the inputs {', '.join(names)} of {model.name}\n  give one that has, or leave samples out")
     return fitting

@@ -34,7 +34,7 @@ class Sample:
             if isinstance(d, Dim) and len(d.names()) == 1 and (name := next(iter(d.names()))) in self.live:
                 count = np.asarray(d.bind(self.live))
                 count = count.repeat(max(1, bind(type.shape[0], self.sizes) // len(count)))  # several sequences for each row, as batch * choices
-                size = int(np.max(d.bind({name: np.max(self.live[name])})))
+                size = int(d.bind({name: self.sizes[name]}))
                 wide = (len(count), *(1,) * (axis - 1), size, *(1,) * (type.rank - axis - 1))
                 mask = mask & (np.arange(size) < count[:, None]).reshape(wide)
         return mask
@@ -57,6 +57,16 @@ def make_sample(graph: Graph, name: str, batch: int, scale: float, config: Any =
             live[d.name] = _live(bind(rows, sizes), sizes[d.name], graph.bounds.get(d.name, 1))
     draw = _Draw(graph, sizes, live, config, generator)
     return Sample(name, {v.name: draw(v) for v in graph.inputs}, live, sizes)
+
+
+def given_sample(graph: Graph, name: str, arrays: Mapping[str, np.ndarray]) -> Sample:
+    """A sample of given arrays, one for each input; where a mask has its zeros at the end of rows, they are padding."""
+    live, sizes = {}, {}
+    for v in graph.inputs:
+        sizes |= {d.name: n for d, n in zip(v.shape, arrays[v.name].shape, strict=False) if isinstance(d, Dim) and d.name}
+        if _is_mask(v) and v.rank == 2 and isinstance(d := v.shape[1], Dim) and d.name and np.all(np.diff(arrays[v.name].astype(np.int8)) <= 0):
+            live[d.name] = arrays[v.name].astype(np.int64).sum(-1)
+    return Sample(name, dict(arrays), live, sizes)
 
 
 def _is_mask(v: Value) -> bool:

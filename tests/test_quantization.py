@@ -344,6 +344,20 @@ def test_the_samples_that_are_given_are_the_ones_measured(tmp_path: Path):
         export_quantized(model, tmp_path / "other", samples=[{"input_ids": ids}])
 
 
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_padding_of_given_samples_does_not_count(side: str, tmp_path: Path):
+    """Where it is at the end of rows; elsewhere nothing says what is padding."""
+    model = tiny("tagger")
+    ids, mask = np.random.default_rng(0).integers(1, 40, (2, 19)), np.ones((2, 19), np.int64)
+    mask[:, :16] = 0
+    mask = mask if side == "left" else mask[:, ::-1].copy()
+    arrays = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
+    export_quantized(model, tmp_path, samples=[arrays])
+    true, live = reference(model.graph(), arrays, model.weights)["logits"], mask == 1 if side == "right" else np.ones_like(mask) == 1
+    found = np.abs(il.open(tmp_path)(**arrays)["logits"] - true)[live].max() / np.abs(true[live]).max()
+    assert json.loads((tmp_path / REPORT).read_text())["errors"]["model"]["logits"] == pytest.approx(found, rel=1e-6)
+
+
 # ---- faults -------------------------------------------------------------------------------------
 
 
