@@ -146,7 +146,7 @@ def test_a_layer_on_onnxruntime_is_its_reference(scheme: str, lead: str, turned:
         off = np.abs(found - expected) / np.abs(expected).max()
         assert np.mean(off) < 1e-5, "the kernel does not round as the reference does"
         assert np.max(off) < 5e-3
-        assert 1e-4 < np.abs(found - plain).max() / np.abs(plain).max() < (0.2 if scheme == "int4-weights" else 0.02)
+        assert 1e-4 < np.abs(found - plain).max() / np.abs(plain).max() < (0.2 if scheme == "int4-weights" else 0.04)
 
 
 def test_the_greatest_bytes_do_not_overflow():
