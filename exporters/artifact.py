@@ -180,6 +180,17 @@ def check_files(folder: Path, graph: GraphFile) -> None:
 # ---- weights beside a graph ---------------------------------------------------------------------
 
 
+def copy_companions(model: Any, staging: Path, folder: Path) -> None:
+    """Puts config.json, tokenizer and processor files beside an artifact that lies elsewhere; those that are there already stay."""
+    if model.folder is None or folder.resolve() == Path(model.folder).resolve():
+        return
+    files = {"config.json": os.path.join(model.folder, "config.json"), **model.companions()}
+    for name, source in files.items():
+        if not (folder / name).exists():
+            (staging / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, staging / name)
+
+
 class WeightFiles:
     """In which file beside an artifact each weight lies.
 

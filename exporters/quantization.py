@@ -13,6 +13,7 @@ import numpy as np
 from ..ir import ops
 from ..ir.errors import UsageError, nearest
 from ..ir.graph import Graph, Node, Param, Value
+from ..ir.passes import optimize
 from ..ir.reference import read
 from ..ir.types import NUMPY_DTYPES
 from ..ir.weights import Location, Weights
@@ -236,6 +237,21 @@ class QuantizedWeights:
     def location(self, key: str) -> Location | None:
         """None: an artifact that referred to the checkpoint for what is left of it would keep all of it."""
         return None
+
+
+@dataclass
+class Quantized:
+    """Graphs and weights of a model of which some layers are quantised: what sessions and references are made of."""
+
+    name: str
+    graphs: dict[str, Graph]
+    weights: QuantizedWeights
+
+
+def in_fewer_bits(model: Any, graphs: Mapping[str, Graph], scheme: str) -> Quantized:
+    """Graphs of a model with all layers quantised that can be, for sessions of this process. UsageError for an unknown scheme."""
+    prepared = {stem: optimize(graph) for stem, graph in graphs.items()}
+    return Quantized(model.name, *quantize(prepared, model.weights, scheme_of(scheme), list(quantizable(prepared.values()))))
 
 
 def size_of(weights: Weights, keys: Iterable[str]) -> int:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..exporters.artifact import copy_companions
+from ..exporters.graphs import graphs_of
 from ..exporters.half_precision import checked_float, in_float
 from ..ir.errors import UsageError, nearest
 from ..ir.graph import Graph
@@ -74,7 +75,7 @@ def export(
     graphs, options = _in_float(model, graphs, half, options)
 
     def finish(files: Mapping[str, Path], staging: Path, folder: Path) -> dict[str, dict[str, float]]:
-        _copy_companions(model, staging, folder)
+        copy_companions(model, staging, folder)
         return checker(files, staging, folder)
 
     return _write(model, place, to, graphs, overwrite=overwrite, check=finish, **options)
@@ -135,29 +136,6 @@ def _quantized(model: Model, place: Path, to: str, scheme: str, **options: Any) 
     return export_quantized(model, place, scheme, **options)
 
 
-def graphs_of(
-    model: Model,
-    to: str,
-    inputs: Sequence[str] | None = None,
-    outputs: Sequence[str] | None = None,
-    cache: bool | None = None,
-    all_positions: bool = False,
-) -> dict[str, Graph]:
-    """The graphs that a model is exported as, by file stem."""
-    head = model.card.heads[model.head] if model.card else None
-    chosen = inputs is not None or outputs is not None
-    wanted = (not chosen and to != "saved_model") if cache is None else cache
-    if wanted and to == "saved_model":
-        raise UsageError(f"a SavedModel holds one graph without caches\n  export {model.name} to onnx or stablehlo for caches")
-    if not (wanted and head and head.parts):
-        if cache:
-            raise UsageError(f"{model.name} has no caches: only heads that generate have")
-        if all_positions:
-            raise UsageError("all_positions is given, expected graphs with caches beside it: others give all positions anyway")
-        return {"model": model.graph(inputs, outputs)}
-    return {part.file: part.graph(model, inputs, padded=to == "stablehlo", all_positions=all_positions) for part in head.parts}
-
-
 def _write(model: Model, place: Path, to: str, graphs: dict[str, Graph], **options: Any) -> list[GraphFile]:
     if to == "onnx":
         from ..exporters import onnx
@@ -204,14 +182,3 @@ def _open_staged(to: str, file: Path, folders: Sequence[Path], graph: Graph, hal
 def graph_name(file: Path) -> str:
     """What an error calls a file that has no name of its own yet."""
     return f"the {file.name} being written"
-
-
-def _copy_companions(model: Model, staging: Path, folder: Path) -> None:
-    """Puts config.json, tokenizer and processor files beside an artifact that lies elsewhere; those that are there already stay."""
-    if model.folder is None or folder.resolve() == Path(model.folder).resolve():
-        return
-    files = {"config.json": os.path.join(model.folder, "config.json"), **model.companions()}
-    for name, source in files.items():
-        if not (folder / name).exists():
-            (staging / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source, staging / name)

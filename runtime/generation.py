@@ -12,13 +12,13 @@ import numpy as np
 
 from ..checkpoints.files import read_json
 from ..exporters.artifact import MANIFEST, GraphFile, read_manifest
-from ..exporters.quantization import SCHEMES
+from ..exporters.quantization import SCHEMES, in_fewer_bits
 from ..ir.cache import PAST
 from ..ir.definition import Definition, check_inputs
 from ..ir.errors import InputError, UsageError, nearest
 from .generating import beams
 from .generating.decoding import Decoding, Draft, Pieces, Stream, rows_alone
-from .generating.options import Options
+from .generating.options import Options, defaults
 from .generating.stepper import Stepper
 from .session import Session
 from .targets import compile, open
@@ -259,13 +259,6 @@ def _gives_all(graph: GraphFile) -> bool:
     return _cached(graph) and graph.graph().outputs["logits"].type.shape[1] != 1
 
 
-def defaults(folder: Path | None, config: Mapping[str, Any]) -> Options:
-    """What a checkpoint asks of generation: its generation_config.json where there is one, on top of its configuration."""
-    if folder is None or not (path := folder / "generation_config.json").exists():
-        return Options.read(config, {}, "config.json")
-    return Options.read(config, read_json(path, "what generation is asked for"), str(path))
-
-
 def _compiled(model: Definition, on: str, all_positions: bool, scheme: str = "", **options: Any) -> list[Session]:
     """Sessions of a loaded model's graphs, the encoder's first; with a `scheme` its layers are quantised."""
     card = getattr(model, "card", None)
@@ -276,8 +269,6 @@ def _compiled(model: Definition, on: str, all_positions: bool, scheme: str = "",
         raise UsageError(f"{model.name} does not generate: it has no key and value caches{hint}")
     graphs = {part.file: part.graph(model, padded=on == "xla", all_positions=all_positions) for part in parts}
     if scheme:
-        from .quantization import in_fewer_bits
-
         model = in_fewer_bits(model, graphs, scheme)  # type: ignore[assignment]
         graphs = model.graphs  # type: ignore[attr-defined]
     options = _for_steps(on, options)

@@ -8,14 +8,15 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..exporters import onnx
-from ..exporters.quantization import LEAST, QuantizedWeights, Scheme, quantizable, quantize, scheme_of, size_of
+from ..exporters.artifact import copy_companions
+from ..exporters.graphs import graphs_of
+from ..exporters.quantization import LEAST, Quantized, Scheme, quantizable, quantize, scheme_of, size_of
 from ..ir import ops
 from ..ir.errors import ParityError, UsageError
 from ..ir.graph import Graph
@@ -23,7 +24,6 @@ from ..ir.op import OPS
 from ..ir.passes import optimize
 from ..ir.reference import reference
 from ..ir.table import Table, lower
-from .export import _copy_companions, graphs_of
 from .ort import OrtSession, open_staged
 from .samples import Sample, given_sample, make_samples
 from .session import Session
@@ -41,21 +41,6 @@ Errors = dict[str, dict[str, float]]  # by graph and output
 Inputs = Mapping[str, Any]
 REPORT = "quantization.json"
 ROUNDINGS = 2.0  # what a kernel may make of activations: nothing, or another rounding of those that lie in the middle
-
-
-@dataclass
-class Quantized:
-    """Graphs and weights of a model of which some layers are quantised: what sessions and references are made of."""
-
-    name: str
-    graphs: dict[str, Graph]
-    weights: QuantizedWeights
-
-
-def in_fewer_bits(model: Model, graphs: Mapping[str, Graph], scheme: str) -> Quantized:
-    """Graphs of a model with all layers quantised that can be, for sessions of this process. UsageError for an unknown scheme."""
-    prepared = {stem: optimize(graph) for stem, graph in graphs.items()}
-    return Quantized(model.name, *quantize(prepared, model.weights, scheme_of(scheme), list(quantizable(prepared.values()))))
 
 
 class Quality:
@@ -236,7 +221,7 @@ def export_quantized(
     report |= {"bytes": _bytes(quality, made), "sensitivity": alone}
 
     def finish(files: Mapping[str, Path], staging: Path, folder: Path) -> Errors:
-        _copy_companions(model, staging, folder)
+        copy_companions(model, staging, folder)
         errors = _check(quality, made, files, [staging, folder], check, progress)
         if max_error is not None and not _greatest(errors) <= max_error:
             raise ParityError(f"{model.name}: {plan.name} as written is off by {_greatest(errors):.1e}, expected at most {max_error:g}")

@@ -16,11 +16,11 @@ from oracle_specs import SPECS, config_json
 import interlingua as il
 from interlingua.checkpoints.safetensors import SafetensorsFile
 from interlingua.exporters import onnx as onnx_exporter, stablehlo
+from interlingua.exporters.graphs import graphs_of
 from interlingua.ir.errors import CheckpointError, ParityError
 from interlingua.ir.reference import reference
 from interlingua.ir.sizes import bind
 from interlingua.model import Model
-from interlingua.runtime.export import graphs_of
 from interlingua.runtime.ort import OnnxSession
 from interlingua.runtime.samples import make_sample
 from interlingua.runtime.session import Session

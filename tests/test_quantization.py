@@ -16,16 +16,16 @@ from oracle_specs import config_json
 import interlingua as il
 from interlingua.exporters import quantization as exporter
 from interlingua.exporters.artifact import WeightFiles
-from interlingua.exporters.quantization import LEAST, SCHEMES, QuantizedWeights, quantizable, quantize, quantize_blocks, quantize_channels
+from interlingua.exporters.graphs import graphs_of
+from interlingua.exporters.quantization import LEAST, SCHEMES, Quantized, QuantizedWeights, quantizable, quantize, quantize_blocks, quantize_channels
 from interlingua.ir import ops
 from interlingua.ir.errors import ParityError, UsageError
 from interlingua.ir.graph import Graph, Param
 from interlingua.ir.reference import reference
 from interlingua.ir.weights import ArrayWeights
 from interlingua.model import Model
-from interlingua.runtime.export import graphs_of
 from interlingua.runtime.ort import OrtSession
-from interlingua.runtime.quantization import REPORT, Distance, Quantized, export_quantized, sensitivity
+from interlingua.runtime.quantization import REPORT, Distance, export_quantized, sensitivity
 from interlingua.runtime.samples import Sample, make_samples
 
 RNG = np.random.default_rng(0)

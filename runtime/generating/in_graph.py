@@ -22,11 +22,10 @@ from ...ir.ops.loop import inline, substituted
 from ...ir.reference import reference
 from ...ir.sizes import Size
 from ...ir.table import INDEX
-from ..generation import defaults
 from ..samples import make_samples
 from ..session import Session
 from ..verify import FACTORS, FLOOR
-from .options import Options
+from .options import Options, defaults
 
 SEQUENCES, MARGINS = "sequences", "margins"
 CHECKED = 16  # tokens that a check computes in float64: each step reads all weights

@@ -5,8 +5,10 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Any
 
+from ...checkpoints.files import read_json
 from ...ir.errors import ConfigError, UsageError, nearest
 
 # what generation_config.json may also ask for and is not applied, with the values that ask for nothing
@@ -122,6 +124,13 @@ class Options:
     def pad(self) -> int | None:
         """What fills a row after its end."""
         return self.ends[0] if self.pad_token_id is None and self.ends else self.pad_token_id
+
+
+def defaults(folder: Path | None, config: Mapping[str, Any]) -> Options:
+    """What a checkpoint asks of generation: its generation_config.json where there is one, on top of its configuration."""
+    if folder is None or not (path := folder / "generation_config.json").exists():
+        return Options.read(config, {}, "config.json")
+    return Options.read(config, read_json(path, "what generation is asked for"), str(path))
 
 
 def _integer(value: Any, least: int) -> bool:
