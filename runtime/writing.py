@@ -13,7 +13,7 @@ from ..checkpoints.files import read_json
 from ..ir.errors import InputError, UsageError
 from ..ir.sizes import Dim
 from .generating.in_graph import SEQUENCES
-from .generating.options import Options
+from .generating.options import Options, warn_of_what_is_not_applied
 from .generation import Generator
 from .pipeline import Pipeline
 from .processing.text import TextProcessor
@@ -92,6 +92,7 @@ class Writing(Pipeline):
         made |= {k: stated[k] for k in ("top_k",) if k in made and stated.get(k) is not None}
         if stated.get("max_length") not in (None, GLOBAL_LENGTH):  # all else that it asks for the reference's pipelines put their own above
             made["max_length"] = own.get("max_length", stated["max_length"])
+        warn_of_what_is_not_applied(own, "config.json, in its task_specific_params,")
         return made | {k: x for k, x in own.items() if k in known}
 
     def _shaped(self, answers: list[Any], inputs: Any, single: bool, options: Mapping[str, Any]) -> Any:

@@ -6,6 +6,7 @@ import copy
 import functools
 import importlib
 import itertools
+import json
 import tempfile
 import warnings
 from collections.abc import Callable
@@ -226,20 +227,54 @@ def test_draws_follow_the_probabilities():
 
 
 @pytest.mark.parametrize(
-    "options", [{"top_k": 3}, {"top_k": 99}, {"top_p": 0.6}, {"top_p": 0.0}, {"top_k": 9, "top_p": 0.4, "temperature": 0.3}], ids=str
+    "options",
+    [
+        *({"top_k": k} for k in (3, 99)),
+        *({"top_p": p} for p in (0.6, 0.0)),
+        *({"min_p": p} for p in (0.0, 0.1, 1.0)),
+        *({"typical_p": p} for p in (0.05, 0.5, 0.95)),
+        *({"epsilon_cutoff": p} for p in (1e-3, 0.9)),
+        *({"eta_cutoff": p} for p in (1e-3, 0.3)),
+        {"temperature": 0.3, "top_k": 9, "top_p": 0.4},
+        {"temperature": 1.7, "top_k": 30, "top_p": 0.95, "min_p": 0.02, "typical_p": 0.9, "epsilon_cutoff": 0.01, "eta_cutoff": 0.02},
+    ],
+    ids=str,
 )
 def test_filters_are_the_reference_s(options: dict[str, Any]):
     torch, process = importlib.import_module("torch"), importlib.import_module("transformers.generation.logits_process")
     given, tokens = np.random.default_rng(1).normal(0, 3, (5, 40)), np.random.default_rng(2).integers(0, 40, (5, 6))
     true = torch.tensor(given)
     chain = [process.RepetitionPenaltyLogitsProcessor(1.6), process.MinNewTokensLengthLogitsProcessor(6, 1, [4, 5])]
-    chain += [process.TemperatureLogitsWarper(options["temperature"])] if "temperature" in options else []
-    chain += [process.TopKLogitsWarper(options["top_k"])] if "top_k" in options else []
-    chain += [process.TopPLogitsWarper(options["top_p"])] if "top_p" in options else []
+    kinds = {"temperature": "Temperature", "top_k": "TopK", "top_p": "TopP", "min_p": "MinP", "typical_p": "Typical"}
+    kinds |= {"epsilon_cutoff": "Epsilon", "eta_cutoff": "Eta"}
+    chain += [getattr(process, f"{kinds[name]}LogitsWarper")(value) for name, value in options.items()]
     for step in chain:
         true = step(torch.tensor(tokens), true)
     asked = Options(repetition_penalty=1.6, min_new_tokens=1, eos_token_id=[4, 5], **options)
     np.testing.assert_allclose(scores.warped(scores.constrained(given, tokens, 0, asked), asked), true.numpy(), rtol=1e-12)
+
+
+CONSTRAINTS: list[dict[str, Any]] = [
+    *({"no_repeat_ngram_size": n} for n in (1, 2, 3)),
+    {"min_length": 11, "eos_token_id": 5},
+    {"min_length": 40, "min_new_tokens": 2, "eos_token_id": [*range(5, 30)]},  # the second overrules the first
+    {"bad_words_ids": [[5], [7, 8], [11, 12, 13], [2], *([a, b] for a in range(6, 12) for b in range(20))], "eos_token_id": 2},
+    {"suppress_tokens": [*range(4, 30)], "begin_suppress_tokens": [*range(30, 39)]},
+    {"forced_bos_token_id": 9, "forced_eos_token_id": 6, "begin_suppress_tokens": [*range(20)]},
+    {"forced_eos_token_id": [6, 7], "eos_token_id": [6, 7], "repetition_penalty": 1.3},
+    {"repetition_penalty": 1.4, "no_repeat_ngram_size": 2, "bad_words_ids": [[5]], "suppress_tokens": [6], "min_length": 9, "eos_token_id": 8},
+]
+
+
+@pytest.mark.parametrize("options", CONSTRAINTS, ids=str)
+def test_what_may_follow_is_the_reference_s(options: dict[str, Any]):
+    """The likeliest tokens and beams, after padded prompts and after a single token."""
+    for kind in ("gpt2", "t5"):
+        for beams_count in (1, 3):
+            for ids, mask in (prompts(kind), prompts(kind, 1, 1)):
+                asked = {"num_beams": beams_count, "max_new_tokens": NEW, "pad_token_id": 39, "eos_token_id": None, **options}
+                made = ours(kind).generate(ids, mask, **asked)
+                np.testing.assert_array_equal(made, expected(kind, ids, mask, **asked), err_msg=f"{kind} {asked}")
 
 
 # ---- an assistant that guesses ------------------------------------------------------------------
@@ -465,12 +500,13 @@ def test_exported_folders_generate(kind: str, to: str, tmp_path: Path):
 
 def test_what_generation_config_says(tmp_path: Path):
     il.load(folder("gpt2")).save(tmp_path)
-    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [5, 6], "num_beams": 2, "no_repeat_ngram_size": 3, "max_new_tokens": 4}')
-    with pytest.warns(UserWarning, match="asks for no_repeat_ngram_size, which generation here does not apply"):
+    asked = {"eos_token_id": [5, 6], "num_beams": 2, "encoder_no_repeat_ngram_size": 3, "max_new_tokens": 4, "no_repeat_ngram_size": 2}
+    (tmp_path / "generation_config.json").write_text(json.dumps(asked))
+    with pytest.warns(UserWarning, match="asks for encoder_no_repeat_ngram_size, which generation here does not apply"):
         made = il.generator(il.load(tmp_path))
     assert (made.options.ends, made.options.pad, made.options.num_beams) == ([5, 6], 5, 2)
     ids = prompts("gpt2", 1)[0]
-    wanted = expected("gpt2", ids, None, num_beams=2, eos_token_id=[5, 6], max_new_tokens=4)
+    wanted = expected("gpt2", ids, None, num_beams=2, eos_token_id=[5, 6], max_new_tokens=4, no_repeat_ngram_size=2)
     np.testing.assert_array_equal(made.generate(ids), wanted)
     (tmp_path / "generation_config.json").write_text('{"top_p": 7}')
     with pytest.raises(ConfigError, match=r"generation_config\.json: top_p is 7, expected a number from 0 to 1"):

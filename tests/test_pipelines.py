@@ -308,6 +308,7 @@ def test_what_is_written_is_cleaned_up_as_the_reference_does_it(monkeypatch: pyt
 @SILENT
 def test_text_to_text():
     special = {"translation_en_to_de": {"prefix": "sea: ", "num_beams": 2, "max_length": 9}, "summarization": {"prefix": "fox ", "num_beams": 1}}
+    special["summarization"] |= {"min_length": 6, "no_repeat_ngram_size": 2}
     folder = saved("t5", "T5ForConditionalGeneration", json.dumps({"task_specific_params": special}))
     for task in ("text2text-generation", "summarization", "translation_en_to_de"):
         ours, theirs = both(task, folder)

@@ -34,8 +34,7 @@ CHECKED = 16  # tokens that a check computes in float64: each step reads all wei
 def options_for(model: Any, new: int) -> Options:
     """What the checkpoint asks of generation, for `new` tokens; warns of what is not done inside a graph, where the likeliest tokens are taken."""
     found = defaults(Path(model.folder) if model.folder else None, model.values)
-    ignored = ("do_sample", "num_beams", "repetition_penalty", "min_new_tokens")
-    if asked := [k for k in ignored if getattr(found, k) != getattr(Options(), k)]:
+    if asked := found.choosing:
         warnings.warn(f"{model.name} asks for {', '.join(asked)}, which generation inside a graph does not apply", stacklevel=3)
     return replace(found, max_new_tokens=new)
 
