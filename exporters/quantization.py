@@ -18,6 +18,7 @@ from ..ir.reference import read
 from ..ir.types import NUMPY_DTYPES
 from ..ir.weights import Location, Weights
 
+REPORT = "quantization.json"  # beside graphs: which layers are quantised, and what that costs
 LEAST = 4096  # elements: smaller weights stay as they are
 _CHUNK = 1 << 22  # elements that are quantised at once
 _SHORTEST = 16  # of the blocks that MatMulNBits takes

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ..exporters.artifact import copy_companions
 from ..exporters.graphs import graphs_of
 from ..exporters.half_precision import checked_float, in_float
+from ..exporters.quantization import REPORT
 from ..ir.errors import UsageError, nearest
 from ..ir.graph import Graph
 from ..ir.passes import STANDARD, optimize
@@ -78,7 +79,10 @@ def export(
         copy_companions(model, staging, folder)
         return checker(files, staging, folder)
 
-    return _write(model, place, to, graphs, overwrite=overwrite, check=finish, **options)
+    written = _write(model, place, to, graphs, overwrite=overwrite, check=finish, **options)
+    if to == "onnx":
+        (place / REPORT).unlink(missing_ok=True)  # of graphs that these have replaced
+    return written
 
 
 def _half(dtype: str, to: str, quantize: str) -> str:

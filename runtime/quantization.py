@@ -16,7 +16,7 @@ import numpy as np
 from ..exporters import onnx
 from ..exporters.artifact import copy_companions
 from ..exporters.graphs import graphs_of
-from ..exporters.quantization import LEAST, Quantized, Scheme, quantizable, quantize, scheme_of, size_of
+from ..exporters.quantization import LEAST, REPORT, Quantized, Scheme, quantizable, quantize, scheme_of, size_of
 from ..ir import ops
 from ..ir.errors import ParityError, UsageError
 from ..ir.graph import Graph
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 Model = Any  # interlingua.Model, which stands above this package
 Errors = dict[str, dict[str, float]]  # by graph and output
 Inputs = Mapping[str, Any]
-REPORT = "quantization.json"
 ROUNDINGS = 2.0  # what a kernel may make of activations: nothing, or another rounding of those that lie in the middle
 
 

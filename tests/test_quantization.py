@@ -17,7 +17,17 @@ import interlingua as il
 from interlingua.exporters import quantization as exporter
 from interlingua.exporters.artifact import WeightFiles
 from interlingua.exporters.graphs import graphs_of
-from interlingua.exporters.quantization import LEAST, SCHEMES, Quantized, QuantizedWeights, quantizable, quantize, quantize_blocks, quantize_channels
+from interlingua.exporters.quantization import (
+    LEAST,
+    REPORT,
+    SCHEMES,
+    Quantized,
+    QuantizedWeights,
+    quantizable,
+    quantize,
+    quantize_blocks,
+    quantize_channels,
+)
 from interlingua.ir import ops
 from interlingua.ir.errors import ParityError, UsageError
 from interlingua.ir.graph import Graph, Param
@@ -25,7 +35,7 @@ from interlingua.ir.reference import reference
 from interlingua.ir.weights import ArrayWeights
 from interlingua.model import Model
 from interlingua.runtime.ort import OrtSession
-from interlingua.runtime.quantization import REPORT, Distance, export_quantized, sensitivity
+from interlingua.runtime.quantization import Distance, export_quantized, sensitivity
 from interlingua.runtime.samples import Sample, make_samples
 
 RNG = np.random.default_rng(0)
@@ -356,6 +366,17 @@ def test_padding_of_given_samples_does_not_count(side: str, tmp_path: Path):
     true, live = reference(model.graph(), arrays, model.weights)["logits"], mask == 1 if side == "right" else np.ones_like(mask) == 1
     found = np.abs(il.open(tmp_path)(**arrays)["logits"] - true)[live].max() / np.abs(true[live]).max()
     assert json.loads((tmp_path / REPORT).read_text())["errors"]["model"]["logits"] == pytest.approx(found, rel=1e-6)
+
+
+def test_a_report_goes_with_what_it_reports_on(tmp_path: Path):
+    model = tiny("bert")
+    model.export(tmp_path, quantize="int8", check=False)
+    assert (tmp_path / REPORT).exists()
+    with pytest.raises(UsageError, match="already has"):
+        model.export(tmp_path, check=False)
+    assert (tmp_path / REPORT).exists()
+    model.export(tmp_path, overwrite=True, check=False)
+    assert not (tmp_path / REPORT).exists()
 
 
 # ---- faults -------------------------------------------------------------------------------------
