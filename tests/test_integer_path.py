@@ -66,22 +66,30 @@ def test_integers(force: str, tmp_path):
             np.testing.assert_allclose(made[name], right, atol=1e-5 * max(1.0, np.abs(right).max()), err_msg=f"{target} {name}")
 
 
-def test_order_of_summation(tmp_path, monkeypatch):
+def decided_by_rounding(folder, inputs, output: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether the reference's own output moves by a step where its products are off by roundings, as in another order or on another processor."""
+    model, generator = transformers.IBertModel.from_pretrained(folder).eval(), torch.Generator().manual_seed(0)
+    given, matmul = {k: torch.from_numpy(x) for k, x in inputs.items()}, torch.matmul
+
+    def shaken(a, b):
+        most = matmul(a.abs(), b.abs())
+        return matmul(a, b) + 2.0**-21 * most * torch.randn(most.shape, generator=generator)
+
+    with torch.no_grad(), monkeypatch.context() as patch:
+        patch.setattr(torch, "matmul", shaken)
+        return any(np.abs(model(**given).last_hidden_state.numpy() - output).max() > 1e-3 for _ in range(40))
+
+
+def test_order_of_summation(tmp_path, monkeypatch: pytest.MonkeyPatch):
     """The reference adds the products of its scores as floats before it takes their floors. Models 11 and 19 have a score so close to a whole number
-    that the order of the additions decides: in the other order the reference is off from itself. Nothing else may be off, and by a step alone."""
-    matmul = torch.matmul
+    that their rounding decides: the reference is off from itself. Nothing else may be off, and by a step alone."""
     for seed in (1, 9, 11, 19):
         inputs, outputs = calibrated(tmp_path / str(seed), "none", seed)
-        if seed == 19:
-            reference = transformers.IBertModel.from_pretrained(tmp_path / str(seed)).eval()
-            monkeypatch.setattr(torch, "matmul", lambda a, b: matmul(a.flip(-1), b.flip(-2)))
-            with torch.no_grad():
-                again = reference(**{k: torch.from_numpy(x) for k, x in inputs.items()}).last_hidden_state
-            monkeypatch.undo()
-            assert np.abs(again.numpy() - outputs["last_hidden_state"]).max() > 0.05
+        close = seed in (11, 19)
+        assert decided_by_rounding(tmp_path / str(seed), inputs, outputs["last_hidden_state"], monkeypatch) == close
         model = il.load(tmp_path / str(seed))
         for target in TARGETS:
             made = run(model, target, inputs, outputs)
             for name, right in outputs.items():
-                limit = 0.1 * right.std() if seed in (11, 19) else 1e-5 * max(1.0, np.abs(right).max())
+                limit = 0.1 * right.std() if close else 1e-5 * max(1.0, np.abs(right).max())
                 assert np.abs(made[name] - right).max() <= limit, f"model {seed}, {target}, {name}"
