@@ -127,6 +127,11 @@ def measure(seconds: float = 20, threads: int = 0, names: Sequence[str] = (), co
         f"Medians of runs in turns for {seconds:.0f} s a row, in new sessions every {OPENED:g} s (equal ones differ by 3 %); "
         "in a random order in each round; texts have a padded row; same weights."
     )
+    if any(float(row[-1]) < 1 for row in table.rows):
+        table.notes.append(
+            "Rows below 1: where PyTorch is the faster one, its products of large float32 matrices are faster than onnxruntime's on this processor; "
+            "optimum's file, on the same onnxruntime, is the measure of what the graph is worth."
+        )
     table.notes.append(
         "interlingua: what `interlingua.open(folder, packed=...)` gives, called as its users call it; not packed: its file in a bare session of "
         "onnxruntime, as the rivals' files are."
