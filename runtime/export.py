@@ -79,10 +79,7 @@ def export(
         copy_companions(model, staging, folder)
         return checker(files, staging, folder)
 
-    written = _write(model, place, to, graphs, overwrite=overwrite, check=finish, **options)
-    if to == "onnx":
-        (place / REPORT).unlink(missing_ok=True)  # of graphs that these have replaced
-    return written
+    return _write(model, place, to, graphs, overwrite=overwrite, check=finish, **options)
 
 
 def _half(dtype: str, to: str, quantize: str) -> str:
@@ -144,7 +141,9 @@ def _write(model: Model, place: Path, to: str, graphs: dict[str, Graph], **optio
     if to == "onnx":
         from ..exporters import onnx
 
-        return onnx.export(model, place, graphs=graphs, head=model.head, **options)
+        written = onnx.export(model, place, graphs=graphs, head=model.head, **options)
+        (place / REPORT).unlink(missing_ok=True)  # of quantised graphs that these have replaced
+        return written
     if to == "stablehlo":
         from ..exporters import stablehlo
 
