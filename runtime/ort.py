@@ -48,7 +48,7 @@ class OnnxSession(Session):
     `device` is cpu, cuda or tensorrt, with a number where there are several (`cuda:1`). `session_options` are entries of onnxruntime's session
     configuration, or an `onnxruntime.SessionOptions`; `provider_options` those of the device's provider; `threads` 0 means one per core.
     `packed` is a folder for weights as the processor's kernels read them: made where they are missing, then mapped, and so shared, by all sessions.
-    Large batches of texts then run in groups of rows, a group on each thread (runtime/row_groups.py).
+    Large batches then run in groups of rows, a group on each thread (runtime/row_groups.py).
     `apart` names an output: where a large linear layer makes it, on a CPU, that layer is no part of the graph that runs, but the session's `head`.
 
     Raises CheckpointError for what onnxruntime cannot load, UsageError for an unknown device, TargetError for one that is not here.

@@ -1,4 +1,4 @@
-"""Large batches of texts as groups of rows, which threads run on their own.
+"""Large batches as groups of rows, which threads run on their own.
 
 Threads that share every product wait for one another after each, and the rows of a large batch do not fit into the cache of a core. Where all
 sessions share one copy of the weights (runtime/packed.py), one of a single thread costs nothing: each thread runs a few rows at a time through the
@@ -7,6 +7,7 @@ whole graph.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +21,7 @@ from .packed import return_freed_memory
 from .session import Session
 
 TOKENS = 256  # of a group: of fewer, a thread would wait for weights; more leave the cache
+VALUES = 256  # of an image or a sound that become about one token
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -39,9 +41,10 @@ class RowGroups:
         return opened
 
     def run(self, arrays: Arrays, whole: Callable[[Arrays], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-        """The outputs for arrays [batch ...], of which the first are tokens; `whole` runs what is left when each thread has had as many groups."""
-        batch, length = next(iter(arrays.values())).shape
-        rows = max(1, TOKENS // max(1, length))
+        """The outputs for arrays [batch ...]; `whole` runs what is left when each thread has had as many groups."""
+        first = next(iter(arrays.values()))
+        batch, values = len(first), math.prod(first.shape[1:])
+        rows = max(1, TOKENS // max(1, values // VALUES if first.dtype.kind == "f" else values))
         grouped = batch - batch % (rows * self.threads)
         part = lambda start, end: {k: x[start:end] for k, x in arrays.items()}
         made = list(self.pool.map(lambda start: self.session.run(part(start, start + rows)), range(0, grouped, rows)))
@@ -51,7 +54,6 @@ class RowGroups:
 
 
 def divisible(graph: Graph) -> bool:
-    """Whether rows of a graph are texts, each on its own: tokens [batch length] come first, and the batch is the first axis of all and no other."""
+    """Whether rows of a graph are each on their own: the batch is the first axis of all inputs and outputs, and no other."""
     types = [v.type for v in (*graph.inputs, *graph.outputs.values())]
-    by_rows = all(t.rank and t.shape[0] == BATCH and BATCH not in t.shape[1:] for t in types)
-    return by_rows and bool(graph.inputs) and types[0].rank == 2 and types[0].dtype in ("i64", "i32")
+    return bool(graph.inputs) and all(t.rank and t.shape[0] == BATCH and BATCH not in t.shape[1:] for t in types)

@@ -210,15 +210,18 @@ def test_freed_memory_goes_back_to_the_system():
     assert float(done.stdout) > 15  # MiB, of 19
 
 
+@pytest.mark.parametrize("kind", ["bert", "resnet"])
 @pytest.mark.parametrize(("batch", "threads"), [(1, 2), (4, 2), (5, 2), (7, 3), (12, 3), (3, 4)])
-def test_groups_of_rows_give_what_the_batch_gives(batch: int, threads: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_groups_of_rows_give_what_the_batch_gives(kind: str, batch: int, threads: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(row_groups, "TOKENS", 20)  # two rows of 8
+    monkeypatch.setattr(row_groups, "VALUES", 3 * 8)
     runs: list[int] = []
     run = OnnxSession._run
     monkeypatch.setattr(OnnxSession, "_run", lambda self, arrays: runs.append(len(next(iter(arrays.values())))) or run(self, arrays))
-    folder = exported("bert", tmp_path / "exported")
+    folder = exported(kind, tmp_path / "exported")
     given = {k: np.concatenate([x] * 6)[:batch] for k, x in inputs(il.open(folder)).items()}
-    given["input_ids"] = given["input_ids"] + np.arange(batch)[:, None]
+    first = next(iter(given))
+    given[first] = given[first] + np.arange(batch, dtype=given[first].dtype).reshape(-1, *[1] * (given[first].ndim - 1))
     expected = il.open(folder)(**given)
     runs.clear()
     made = il.open(folder, packed=tmp_path / "store", threads=threads)(**given)
@@ -228,12 +231,12 @@ def test_groups_of_rows_give_what_the_batch_gives(batch: int, threads: int, tmp_
         np.testing.assert_allclose(x, expected[k], atol=1e-6, err_msg=k)
 
 
-def test_only_texts_are_divided():
+def test_rows_that_may_depend_on_one_another_are_not_divided():
     batch, length = symbol("batch"), symbol("seq")
     tokens, scores = Type("i64", (batch, length)), Type("f32", (batch, 3))
     graph = lambda inputs, outputs: GraphFile("", "", {k: str(t) for k, t in inputs.items()}, {k: str(t) for k, t in outputs.items()}).graph()
     assert divisible(graph({"ids": tokens}, {"scores": scores}))
-    assert not divisible(graph({"image": Type("f32", (batch, 3, 8, 8))}, {"scores": scores}))
+    assert divisible(graph({"image": Type("f32", (batch, 3, 8, 8))}, {"scores": scores}))
     assert not divisible(graph({"ids": tokens}, {"likeness": Type("f32", (batch, batch))}))
     assert not divisible(graph({"ids": tokens}, {"mean": Type("f32", (3,))}))
     assert not divisible(graph({"ids": tokens, "table": Type("f32", (length, 3))}, {"scores": scores}))
