@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from common import WORK, Run, Table, checkpoint, interlingua, median, open_session, process, rival
 
+OWN = "interlingua, in place"
 TASKS = {
     "bert-base": "feature-extraction",
     "gpt2": "text-generation-with-past",
@@ -31,58 +32,76 @@ def mobius(name: str) -> tuple[list[str], Path]:
     return [str(rival("mobius")), "build", "--config", str(checkpoint(name)), str(folder)], folder
 
 
-def commands(name: str) -> dict[str, tuple[list[str], Path, int]]:
-    """What is measured: (command, folder it writes to, repetitions), by exporter."""
+def commands(name: str) -> dict[str, tuple[list[str], Path]]:
+    """What is measured: (command, folder it writes to), by exporter; the first is what others are compared with."""
     model, own = checkpoint(name), WORK / "own" / name
     found = {
-        "interlingua, in place": (interlingua("export", str(model), "--to", "onnx", "--no-check", "--overwrite"), model, 5),
-        "interlingua, in place, numbers checked": (interlingua("export", str(model), "--to", "onnx", "--overwrite"), model, 2),
-        "interlingua, to another folder": (interlingua("export", str(model), str(own), "--to", "onnx", "--no-check", "--overwrite"), own, 3),
+        OWN: (interlingua("export", str(model), "--to", "onnx", "--no-check", "--overwrite"), model),
+        "interlingua, in place, numbers checked": (interlingua("export", str(model), "--to", "onnx", "--overwrite"), model),
+        "interlingua, to another folder": (interlingua("export", str(model), str(own), "--to", "onnx", "--no-check", "--overwrite"), own),
     }
     if rival("optimum-cli"):
-        found["optimum-onnx"] = (*optimum(name, TASKS[name]), 2)
+        found["optimum-onnx"] = optimum(name, TASKS[name])
     if rival("mobius"):
-        found["mobius-onnx"] = (*mobius(name), 2)
+        found["mobius-onnx"] = mobius(name)
     return found
 
 
-def measure(names: Sequence[str] = tuple(TASKS)) -> Table:
-    """A row for each checkpoint and exporter, medians of its runs, and how many times what our export in place takes."""
+def measure(names: Sequence[str] = tuple(TASKS), rounds: int = 3) -> Table:
+    """A row for each checkpoint and exporter: medians of its runs, and how many times what our export in place takes."""
     columns = ["checkpoint", "exporter", "seconds", "x ours", "peak memory", "x ours", "written", "session loads in"]
     table = Table("Export to ONNX (whole process)", columns)
     for name in names:
-        own: Run | None = None
-        for exporter, (command, folder, times) in commands(name).items():
-            made = _measured(command, folder, times, in_place=folder == checkpoint(name))
-            if isinstance(made, str):
+        given = commands(name)
+        for _, folder in given.values():
+            if folder != checkpoint(name):
+                shutil.rmtree(folder, ignore_errors=True)
+        made = _in_turns({exporter: command for exporter, (command, _) in given.items()}, rounds)
+        for exporter, pairs in made.items():
+            if failed := next((run for run, _ in pairs if not run.ok), None):
                 table.rows.append([name, exporter, "failed", *[""] * 5])
-                table.notes.append(f"{exporter}, {name}: {made}")
+                table.notes.append(f"{exporter}, {name}: {(failed.output.strip().splitlines() or ['it says nothing'])[-1]}")
                 continue
-            run, written, load = made
-            own = own or run
-            ratios = [f"{run.seconds / own.seconds:.1f}", f"{run.megabytes / own.megabytes:.1f}"]
-            sizes = [f"{run.seconds:.2f} s", ratios[0], f"{run.megabytes:.0f} MB", ratios[1], f"{written / 1e6:.1f} MB", f"{load:.2f} s"]
+            seconds, memory = median([run.seconds for run, _ in pairs]), median([run.megabytes for run, _ in pairs])
+            longer = median([run.seconds / own.seconds for run, own in pairs])
+            larger = median([run.megabytes / own.megabytes for run, own in pairs])
+            written, load = _result(given[exporter][1], in_place=given[exporter][1] == checkpoint(name))
+            sizes = [f"{seconds:.2f} s", f"{longer:.1f}", f"{memory:.0f} MB", f"{larger:.1f}", f"{written / 1e6:.1f} MB", f"{load:.2f} s"]
             table.rows.append([name, exporter, *sizes])
-    table.notes.append("Configurations of the published checkpoints with random weights in float32; medians; memory is the largest resident set.")
+    table.notes.append("Configurations of the published checkpoints with random weights in float32; memory is the largest resident set.")
+    table.notes.append(
+        f"Medians of {rounds} rounds of all in turns, ours in place before and after each: a ratio is to the mean of these two, so that a machine "
+        "whose pace drifts slows both."
+    )
     table.notes.append("gpt2 and t5-small are exported with caches by all; a session loads all graphs of the folder.")
     return table
 
 
-def _measured(command: Sequence[str], folder: Path, times: int, in_place: bool) -> tuple[Run, int, float] | str:
-    """(median run, bytes written, seconds to load), or the last line of what went wrong."""
-    if not in_place:
-        shutil.rmtree(folder, ignore_errors=True)
+def _in_turns(commands: Mapping[str, Sequence[str]], rounds: int) -> dict[str, list[tuple[Run, Run]]]:
+    """For each exporter its runs, each with the mean of those of the first one before and after it."""
+    for command in commands.values():
+        process(command)  # what was compiled or read for the first time is at hand then
+    made: dict[str, list[tuple[Run, Run]]] = {name: [] for name in commands}
+    own = process(commands[OWN])
+    for _ in range(rounds):
+        for name, command in commands.items():
+            if name == OWN:
+                made[OWN].append((own, own))
+                continue
+            before, run, own = own, process(command), process(commands[OWN])
+            made[name].append((run, Run((before.seconds + own.seconds) / 2, (before.megabytes + own.megabytes) / 2, True, "")))
+    return made
+
+
+def _result(folder: Path, in_place: bool) -> tuple[int, float]:
+    """(bytes written, seconds to load) of what a folder has."""
     given = {p.name for p in folder.glob("*.safetensors")} | {"config.json"} if in_place else set()
-    runs = [process(command) for _ in range(times)]
-    if not all(r.ok for r in runs):
-        return (runs[-1].output.strip().splitlines() or ["it says nothing"])[-1]
     files = [p for p in folder.rglob("*") if p.is_file()]
     start = time.perf_counter()
     kept = [open_session(p) for p in files if p.suffix == ".onnx"]
     load = time.perf_counter() - start
     del kept
-    middle = Run(median([r.seconds for r in runs]), median([r.megabytes for r in runs]), True, "")
-    return middle, sum(p.stat().st_size for p in files if p.name not in given), load
+    return sum(p.stat().st_size for p in files if p.name not in given), load
 
 
 if __name__ == "__main__":

@@ -182,10 +182,11 @@ class Graph:
 
     def live(self) -> list[Node]:
         """The nodes that some output needs, in order."""
-        need, found = set(self.outputs.values()), []
+        need: set[Value | None] = set(self.outputs.values())
+        found = []
         for node in reversed(self.nodes):
-            if any(v in need for v in node.outputs):
-                need.update(v for v in node.inputs if v is not None)
+            if not need.isdisjoint(node.outputs):
+                need.update(node.inputs)
                 found.append(node)
         return found[::-1]
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 from .errors import ShapeError
@@ -37,8 +38,11 @@ class Op:
         expects(self.name not in OPS, f"op {self.name!r} is declared twice")
         OPS[self.name] = self
 
-    def infer(self, types: list[Type | None], attrs: dict[str, Any]) -> list[Type]:
-        """Result types for operand types."""
+    def infer(self, types: Sequence[Type | None], attrs: Mapping[str, Any]) -> list[Type]:
+        """Result types for operand types; those that were asked for lately are remembered, as repeated layers and passes ask again."""
+        return _inferred(self, tuple(types), tuple(attrs.items())) if types else self._infer(types, attrs)
+
+    def _infer(self, types: Sequence[Type | None], attrs: Mapping[str, Any]) -> list[Type]:
         if isinstance(self.rule, Signature):
             return self.rule(self.operands, types, attrs)
         result = self.rule(*types, **attrs)
@@ -51,7 +55,8 @@ class Op:
         except TypeError as e:
             raise ShapeError(f"{self.name}: {e}; it takes {self.parameters}") from None
         bound.apply_defaults()
-        values = tuple(self._operand(i, x, bound.args) for i, x in enumerate(bound.args))
+        args = bound.args  # which is made anew each time
+        values = tuple(self._operand(i, x, args) for i, x in enumerate(args))
         made = current().emit(self, values, {k: _static(v) for k, v in bound.kwargs.items()})
         return made[0] if len(made) == 1 else made
 
@@ -83,6 +88,11 @@ class Op:
 
     def __repr__(self) -> str:
         return f"<op {self.name}>"
+
+
+@lru_cache(maxsize=4096)
+def _inferred(op: Op, types: tuple[Type | None, ...], attrs: tuple[tuple[str, Any], ...]) -> list[Type]:
+    return op._infer(types, dict(attrs))
 
 
 def _static(x: Any) -> Any:
