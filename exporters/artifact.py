@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import filecmp
 import hashlib
 import json
 import math
 import os
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -195,27 +197,34 @@ class WeightFiles:
     """In which file beside an artifact each weight lies.
 
     A weight that lies in a plain file of the artifact's folder stays there and is referred to in place. A file elsewhere is copied, byte for
-    byte, and so is one that is a link, which readers reject as an attack. Weights that live in memory are written to one file of their own.
+    byte, unless an equal one is there, and so is one that is a link, which readers reject as an attack. Weights that live in memory are written to
+    one file of their own. None takes the place of a file that a graph of the folder reads, but for those in `replaced`, which are written now.
     """
 
-    def __init__(self, weights: Weights, keys: Iterable[str], folder: Path):
+    def __init__(self, weights: Weights, keys: Iterable[str], folder: Path, replaced: Iterable[str]):
         self.weights, self.folder = weights, folder
+        gone = set(replaced)
+        self._taken = {name for g in _known(folder) if g.file not in gone and (folder / g.file).exists() for name in g.weights}
+        self.side = next(name for name in _numbered(*os.path.splitext(SIDE_FILE)) if name not in self._taken)
         self.copies: dict[str, str] = {}  # file -> name beside the artifact
         self.places: dict[str, Location] = {}
+        names: dict[str, str] = {}
         memory: list[str] = []
         for key in dict.fromkeys(keys):
             at = weights.location(key)
             if at is None or self._is_side_file(at.file):
                 memory.append(key)
-            else:
-                self.places[key] = Location(self._name(at.file), at.offset, at.length)
-        self._header, side = _safetensors_header({k: weights.spec(k) for k in memory})
-        self.places |= side
+                continue
+            if at.file not in names:
+                names[at.file] = self._name(at.file)
+            self.places[key] = Location(names[at.file], at.offset, at.length)
+        self._header, ranges = _safetensors_header({k: weights.spec(k) for k in memory})
+        self.places |= {key: Location(self.side, *place) for key, place in ranges.items()}
 
     @property
     def written(self) -> list[str]:
         """The names of the files that `write` makes."""
-        return [*self.copies.values(), *([SIDE_FILE] if self._header else [])]
+        return [*self.copies.values(), *([self.side] if self._header else [])]
 
     def files(self, keys: Iterable[str]) -> dict[str, int]:
         """The names of the files in which weights lie; their sizes are filled in when they are there."""
@@ -226,33 +235,42 @@ class WeightFiles:
         for file, name in self.copies.items():
             shutil.copyfile(file, staging / name)
         if self._header:
-            with open(staging / SIDE_FILE, "wb") as out:
+            with open(staging / self.side, "wb") as out:
                 out.write(self._header)
                 for key, at in self.places.items():
-                    if at.file == SIDE_FILE:
+                    if at.file == self.side:
                         out.write(np.ascontiguousarray(self.weights.array(key)).reshape(-1).view(np.uint8).data)
 
     def _is_side_file(self, file: str) -> bool:
-        return os.path.basename(file) == SIDE_FILE and os.path.realpath(os.path.dirname(file)) == os.path.realpath(self.folder)
+        return os.path.basename(file) == self.side and os.path.realpath(os.path.dirname(file)) == os.path.realpath(self.folder)
 
     def _name(self, file: str) -> str:
-        """The name beside the artifact of a file, which is copied there unless it lies there."""
-        if file in self.copies:
-            return self.copies[file]
-        name = os.path.basename(file)
+        """The name beside the artifact of a file, which is copied there unless it, or its equal, lies there."""
+        own = os.path.basename(file)
         here = os.path.realpath(os.path.dirname(file)) == os.path.realpath(self.folder)
         if here and not os.path.islink(file) and os.stat(file).st_nlink == 1:
-            return name
-        stem, suffix = os.path.splitext(name) if "." in name else ("model", ".safetensors")  # a hub's cache names files by their hash
-        name, count = stem + suffix, 1
-        while name in self.copies.values() or os.path.islink(self.folder / name) or (here and name == os.path.basename(file)):
-            name, count = f"{stem}.copy{count}{suffix}", count + 1
+            return own
+        base = os.path.splitext(own) if "." in own else ("model", ".safetensors")  # a hub's cache names files by their hash
+        for name in _numbered(*base):
+            place = self.folder / name
+            if name in self.copies.values() or place.is_symlink() or (here and name == own):
+                continue
+            if name not in self._taken or not place.exists():
+                break
+            if filecmp.cmp(file, place, shallow=False):
+                return name
         self.copies[file] = name
         return name
 
 
-def _safetensors_header(specs: Mapping[str, tuple[str, tuple[int, ...]]]) -> tuple[bytes, dict[str, Location]]:
-    """The header of a safetensors file (https://huggingface.co/docs/safetensors) and where its weights lie; no bytes for no weights."""
+def _numbered(stem: str, suffix: str) -> Iterator[str]:
+    """That name, and others like it without end."""
+    yield stem + suffix
+    yield from (f"{stem}.copy{n}{suffix}" for n in count(1))
+
+
+def _safetensors_header(specs: Mapping[str, tuple[str, tuple[int, ...]]]) -> tuple[bytes, dict[str, tuple[int, int]]]:
+    """The header of a safetensors file (https://huggingface.co/docs/safetensors), and offset and length of each weight; no bytes for no weights."""
     if not specs:
         return b"", {}
     entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
@@ -264,4 +282,4 @@ def _safetensors_header(specs: Mapping[str, tuple[str, tuple[int, ...]]]) -> tup
     text = json.dumps(entries, separators=(",", ":")).encode()
     text += b" " * ((-8 - len(text)) % 64)  # weights start on a cache line
     header = len(text).to_bytes(8, "little") + text
-    return header, {key: Location(SIDE_FILE, len(header) + begin, end - begin) for key, (begin, end) in ranges.items()}
+    return header, {key: (len(header) + begin, end - begin) for key, (begin, end) in ranges.items()}

@@ -58,7 +58,7 @@ def export(
     folder, weights = Path(folder), definition.weights if weights is None else weights
     graphs = {name: definition.graph(inputs, outputs)} if graphs is None else dict(graphs)
     prepared = {stem: prepare(graph, opset, switch_off) for stem, graph in graphs.items()}
-    files = WeightFiles(weights, (p.key for g in prepared.values() for p in g.params()), folder)
+    files = WeightFiles(weights, (p.key for g in prepared.values() for p in g.params()), folder, [f"{stem}.onnx" for stem in graphs])
     entries = {stem: _entry(definition.name, graph, stem, opset, files, prepared[stem], head) for stem, graph in graphs.items()}
     names = [*(e.file for e in entries.values()), *files.written]
     fresh = not any(os.path.lexists(folder / n) for n in names)  # then only interlingua.json is replaced, which keeps what it lists

@@ -57,7 +57,7 @@ def export(
     folder, weights = Path(folder), definition.weights if weights is None else weights
     graphs = {name: definition.graph(inputs, outputs)} if graphs is None else dict(graphs)
     made = {stem: to_exported(graph, platforms) for stem, graph in graphs.items()}
-    files = WeightFiles(weights, (p.key for _, params in made.values() for p in params), folder)
+    files = WeightFiles(weights, (p.key for _, params in made.values() for p in params), folder, [f"{stem}.stablehlo" for stem in graphs])
     entries = {stem: describe(definition, graph, stem, made[stem][1], files, platforms, head=head) for stem, graph in graphs.items()}
     names = [*(e.file for e in entries.values()), *files.written]
     fresh = not any(os.path.lexists(folder / n) for n in names)  # then only interlingua.json is replaced, which keeps what it lists

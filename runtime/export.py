@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -142,7 +143,8 @@ def _write(model: Model, place: Path, to: str, graphs: dict[str, Graph], **optio
         from ..exporters import onnx
 
         written = onnx.export(model, place, graphs=graphs, head=model.head, **options)
-        (place / REPORT).unlink(missing_ok=True)  # of quantised graphs that these have replaced
+        if graphs.keys() & _reported(place / REPORT):  # quantised graphs that these have replaced
+            (place / REPORT).unlink()
         return written
     if to == "stablehlo":
         from ..exporters import stablehlo
@@ -151,6 +153,14 @@ def _write(model: Model, place: Path, to: str, graphs: dict[str, Graph], **optio
     from ..exporters import saved_model
 
     return saved_model.export(model, place, graph=graphs["model"], head=model.head, **options)
+
+
+def _reported(file: Path) -> set[str]:
+    """The stems of the quantised graphs that a report is about; none for a file that is no report."""
+    try:
+        return set(json.loads(file.read_text(encoding="utf-8"))["errors"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return set()
 
 
 def _checker(

@@ -97,16 +97,37 @@ def test_existing_output_is_kept_unless_it_may_be_overwritten(folder: Path):
 
 
 def test_a_second_artifact_joins_the_first(folder: Path):
-    (folder / "model.interlingua.safetensors").rename(folder / "first.safetensors")
-    proto = onnx.load(folder / "model.onnx", load_external_data=False)
-    for tensor in proto.graph.initializer:
-        next(e for e in tensor.external_data if e.key == "location").value = "first.safetensors"
-    onnx.save(proto, folder / "model.onnx")
-    export(small(2), folder, name="second")
-    assert [g.file for g in read_manifest(folder)] == ["model.onnx", "second.onnx"]
+    for factor, name in enumerate(("second", "third"), 2):
+        export(small(factor), folder, name=name)
+    assert [g.file for g in read_manifest(folder)] == ["model.onnx", "second.onnx", "third.onnx"]
+    for factor, name in enumerate(("model", "second", "third"), 1):
+        np.testing.assert_allclose(open_onnx(folder, name=name)(x=X)["y"], Y * factor)
     (folder / "model.onnx").unlink()
-    export(small(2), folder, name="third", overwrite=True)
+    export(small(4), folder, name="second", overwrite=True)  # in the file that nobody reads any more
     assert [g.file for g in read_manifest(folder)] == ["second.onnx", "third.onnx"]
+    assert read_manifest(folder)[0].weights.keys() == {SIDE_FILE}
+    np.testing.assert_allclose(open_onnx(folder, name="second")(x=X)["y"], Y * 4)
+    np.testing.assert_allclose(open_onnx(folder, name="third")(x=X)["y"], Y * 3)
+
+
+def test_weights_that_a_graph_of_the_folder_reads_are_shared_or_left_alone(tmp_path: Path):
+    def stored(factor: float) -> Definition:
+        file = tmp_path / f"{factor}" / "w.bin"
+        file.parent.mkdir(exist_ok=True)
+        file.write_bytes(b"".join((WEIGHTS[k] * np.float32(factor)).tobytes() for k in WEIGHTS))
+
+        class Stored(ArrayWeights):
+            def location(self, key):
+                return Location(str(file), 0 if key == "linear.weight" else 48, WEIGHTS[key].nbytes)
+
+        return Definition(Small(), {"x": "f32[batch 4]"}, Stored(WEIGHTS), name="Small")
+
+    out = tmp_path / "out"
+    for factor, name in ((1, "first"), (2, "other"), (1, "equal")):
+        export(stored(factor), out, name=name)
+    assert [list(g.weights) for g in read_manifest(out)] == [["w.bin"], ["w.copy1.bin"], ["w.bin"]]
+    for factor, name in ((1, "first"), (2, "other"), (1, "equal")):
+        np.testing.assert_allclose(open_onnx(out, name=name)(x=X)["y"], Y * factor)
 
 
 def test_weights_of_an_earlier_export_are_not_lost(folder: Path):

@@ -293,6 +293,19 @@ def test_graphs_of_an_encoder_and_a_decoder_share_weights(tmp_path: Path):
     assert any(name.endswith(".q8") for name in shared)
 
 
+def test_other_graphs_of_the_folder_leave_it_as_it_is(tmp_path: Path):
+    model = tiny("gpt2")
+    model.export(tmp_path, quantize="int8-weights", cache=False)
+    given = {k: np.arange(6).reshape(1, 6) for k in il.open(tmp_path).inputs}
+    before = il.open(tmp_path)(**given)["logits"]
+    for options in ({"to": "stablehlo", "cache": False}, {"generate": 3}):
+        model.export(tmp_path, check=False, overwrite=True, **options)
+        np.testing.assert_array_equal(il.open(tmp_path / "model.onnx")(**given)["logits"], before)
+        assert (tmp_path / REPORT).exists()
+    model.export(tmp_path, check=False, overwrite=True)
+    assert not (tmp_path / REPORT).exists()
+
+
 def test_only_layers_that_are_named(tmp_path: Path):
     export_quantized(tiny("bert"), tmp_path / "out", "int8", layers=["*.attention.*"])
     report = json.loads((tmp_path / "out" / REPORT).read_text())
