@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -25,6 +26,7 @@ from ..ir.weights import Location, Weights
 FORMAT = 1
 MANIFEST = "interlingua.json"
 SIDE_FILE = "model.interlingua.safetensors"
+_MADE = re.compile(r"model\.interlingua(\.copy\d+)?\.safetensors")  # what only exports write
 _KINDS = {str: "text", list: "a list", dict: "an object"}
 _SMALL = 64 << 20  # bytes: files up to this size are hashed
 
@@ -203,8 +205,9 @@ class WeightFiles:
 
     def __init__(self, weights: Weights, keys: Iterable[str], folder: Path, replaced: Iterable[str]):
         self.weights, self.folder = weights, folder
-        gone = set(replaced)
-        self._taken = {name for g in _known(folder) if g.file not in gone and (folder / g.file).exists() for name in g.weights}
+        gone, known = set(replaced), [g for g in _known(folder) if (folder / g.file).exists()]
+        self._taken = {name for g in known if g.file not in gone for name in g.weights}
+        self._read = {name for g in known if g.file in gone for name in g.weights}
         self.side = next(name for name in _numbered(*os.path.splitext(SIDE_FILE)) if name not in self._taken)
         self.copies: dict[str, str] = {}  # file -> name beside the artifact
         self.places: dict[str, Location] = {}
@@ -225,6 +228,12 @@ class WeightFiles:
     def written(self) -> list[str]:
         """The names of the files that `write` makes."""
         return [*self.copies.values(), *([self.side] if self._header else [])]
+
+    @property
+    def unread(self) -> list[str]:
+        """The names of files that an earlier export made and that nothing reads once this one is there."""
+        kept = {*self._taken, *self.written, *(at.file for at in self.places.values())}
+        return sorted(name for name in self._read - kept if _MADE.fullmatch(name))
 
     def files(self, keys: Iterable[str]) -> dict[str, int]:
         """The names of the files in which weights lie; their sizes are filled in when they are there."""

@@ -62,7 +62,7 @@ def export(
     entries = {stem: _entry(definition.name, graph, stem, opset, files, prepared[stem], head) for stem, graph in graphs.items()}
     names = [*(e.file for e in entries.values()), *files.written]
     fresh = not any(os.path.lexists(folder / n) for n in names)  # then only interlingua.json is replaced, which keeps what it lists
-    with atomic_folder(folder, names=names, overwrite=overwrite or fresh) as staging:
+    with atomic_folder(folder, names=names, removes=files.unread, overwrite=overwrite or fresh) as staging:
         for stem, graph in prepared.items():
             proto = to_proto(graph, weights, opset=opset, place=files.places.__getitem__, name=definition.name)
             (staging / entries[stem].file).write_bytes(proto.SerializeToString())

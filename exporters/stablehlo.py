@@ -61,7 +61,7 @@ def export(
     entries = {stem: describe(definition, graph, stem, made[stem][1], files, platforms, head=head) for stem, graph in graphs.items()}
     names = [*(e.file for e in entries.values()), *files.written]
     fresh = not any(os.path.lexists(folder / n) for n in names)  # then only interlingua.json is replaced, which keeps what it lists
-    with atomic_folder(folder, names=names, overwrite=overwrite or fresh) as staging:
+    with atomic_folder(folder, names=names, removes=files.unread, overwrite=overwrite or fresh) as staging:
         for stem, (exported, _) in made.items():
             (staging / entries[stem].file).write_bytes(_serialized(exported))
         files.write(staging)

@@ -128,6 +128,11 @@ def test_weights_that_a_graph_of_the_folder_reads_are_shared_or_left_alone(tmp_p
     assert [list(g.weights) for g in read_manifest(out)] == [["w.bin"], ["w.copy1.bin"], ["w.bin"]]
     for factor, name in ((1, "first"), (2, "other"), (1, "equal")):
         np.testing.assert_allclose(open_onnx(out, name=name)(x=X)["y"], Y * factor)
+    export(small(3), out, name="other", overwrite=True)
+    assert {"w.copy1.bin", SIDE_FILE} <= {*names(out)}  # the first may be anybody's
+    export(stored(1), out, name="other", overwrite=True)
+    assert SIDE_FILE not in names(out)
+    assert [list(g.weights) for g in read_manifest(out)] == [["w.bin"]] * 3
 
 
 def test_weights_of_an_earlier_export_are_not_lost(folder: Path):
