@@ -43,6 +43,7 @@ class Model(Definition):
     ):
         super().__init__(layer, inputs, weights, name=options.pop("name", head), **options)  # type: ignore[arg-type]
         self.config, self.card, self.head, self.folder, self.values = config, card, head, folder, dict(values or {})
+        self.by_rows = card is not None and card.by_rows
         if weights is None:
             self.weights = ArrayWeights(initialize(self.params, seed))
 

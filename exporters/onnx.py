@@ -59,7 +59,7 @@ def export(
     graphs = {name: definition.graph(inputs, outputs)} if graphs is None else dict(graphs)
     prepared = {stem: prepare(graph, opset, switch_off) for stem, graph in graphs.items()}
     files = WeightFiles(weights, (p.key for g in prepared.values() for p in g.params()), folder, [f"{stem}.onnx" for stem in graphs])
-    entries = {stem: _entry(definition.name, graph, stem, opset, files, prepared[stem], head) for stem, graph in graphs.items()}
+    entries = {stem: _entry(definition, graph, stem, opset, files, prepared[stem], head) for stem, graph in graphs.items()}
     names = [*(e.file for e in entries.values()), *files.written]
     fresh = not any(os.path.lexists(folder / n) for n in names)  # then only interlingua.json is replaced, which keeps what it lists
     with atomic_folder(folder, names=names, removes=files.unread, overwrite=overwrite or fresh) as staging:
@@ -74,9 +74,10 @@ def export(
     return list(entries.values())
 
 
-def _entry(model: str, graph: Graph, stem: str, opset: int, files: WeightFiles, prepared: Graph, head: str) -> GraphFile:
+def _entry(definition: Definition, graph: Graph, stem: str, opset: int, files: WeightFiles, prepared: Graph, head: str) -> GraphFile:
     weights = files.files(p.key for p in prepared.params())
-    return graph_file(graph, f"{stem}.onnx", "onnx", model=model, head=head, details={"opset": opset}, weights=weights)
+    details = {"opset": opset, **({"by_rows": True} if definition.by_rows else {})}
+    return graph_file(graph, f"{stem}.onnx", "onnx", model=definition.name, head=head, details=details, weights=weights)
 
 
 def prepare(graph: Graph, opset: int = OPSET, switch_off: Iterable[str] = ()) -> Graph:

@@ -139,8 +139,8 @@ class Card:
     """One architecture: its configuration, heads by the reference's class name, and weight names.
 
     `also_types` are further values of `model_type`; `base` is the prefix of the body in checkpoints of heads; `also` lists other names of a
-    weight; `unused` are globs of weights that
-    checkpoints carry and no head needs.
+    weight; `unused` are globs of weights that checkpoints carry and no head needs; `by_rows` says that what an example gives does not depend on
+    the others of its batch.
     """
 
     model_type: str
@@ -151,6 +151,7 @@ class Card:
     also: Mapping[str, Sequence[str]] = field(default_factory=dict)
     unused: Sequence[str] = ()
     also_types: Sequence[str] = ()
+    by_rows: bool = True
 
     def names_for(self, head: Head) -> Names:
         """The table for one head: `body` stands for where the body's weights lie."""

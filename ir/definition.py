@@ -32,6 +32,8 @@ class Definition:
     one that is no tensor (not among `inputs`) is true or left out, as `return_loss`.
     """
 
+    by_rows = False  # whether an example's outputs are known not to depend on the others of its batch
+
     def __init__(
         self,
         layer: Layer,

@@ -48,7 +48,8 @@ class OnnxSession(Session):
     `device` is cpu, cuda or tensorrt, with a number where there are several (`cuda:1`). `session_options` are entries of onnxruntime's session
     configuration, or an `onnxruntime.SessionOptions`; `provider_options` those of the device's provider; `threads` 0 means one per core.
     `packed` is a folder for weights as the processor's kernels read them: made where they are missing, then mapped, and so shared, by all sessions.
-    Large batches then run in groups of rows, a group on each thread (runtime/row_groups.py).
+    Large batches then run in groups of rows, a group on each thread (runtime/row_groups.py), where `by_rows` says that the rows of a
+    batch do not see one another: cards say so of their architectures (ir/card.py), you of models of your own.
     `apart` names an output: where a large linear layer makes it, on a CPU, that layer is no part of the graph that runs, but the session's `head`.
 
     Raises CheckpointError for what onnxruntime cannot load, UsageError for an unknown device, TargetError for one that is not here.
@@ -73,6 +74,7 @@ class OnnxSession(Session):
         provider_options: Mapping[str, Any] | None = None,
         apart: str = "",
         packed: str | os.PathLike[str] = "",
+        by_rows: bool = False,
     ):
         if packed and (device != "cpu" or isinstance(session_options, ort.SessionOptions)):
             raise UsageError(f"packed={str(packed)!r} is for device='cpu', with session_options as a mapping: weights are packed for the processor")
@@ -86,7 +88,7 @@ class OnnxSession(Session):
             if packed:
                 model = str(packed_file(packed, model, folder, initializers or {}, options, repr((session_options, entries))))
                 options = _options(session_options, threads, entries)
-                if threads != 1 and self.head is None and graph is not None and divisible(graph):
+                if by_rows and threads != 1 and self.head is None and graph is not None and divisible(graph):
                     self.groups = RowGroups(threads, partial(OnnxSession, model, graph, name=name, threads=1, session_options=session_options))
             self.ort = ort.InferenceSession(model, options, providers=providers)
             if packed:
@@ -148,6 +150,7 @@ class OrtSession(OnnxSession):
         places = {k: at._replace(file=os.path.relpath(at.file, folder)) if at else Location("memory", 0, 0) for k, at in found.items()}
         proto = to_proto(prepared, weights, opset=opset, place=places.__getitem__, name=definition.name)
         arrays = {k: weights.array(k) for k, at in found.items() if at is None}
+        options = {"by_rows": getattr(definition, "by_rows", False), **options}
         super().__init__(proto.SerializeToString(), graph, device, name=definition.name, folder=folder, initializers=arrays, **options)
 
 
@@ -166,6 +169,7 @@ def open_onnx(place: str | os.PathLike[str], *, name: str = "", **options: Any) 
     if place.suffix == ".onnx" and place.is_file() and not _listed(place):
         return OnnxSession(str(place), name=place.stem, **options)
     folder, entry = find_graph(place, "onnx", name)
+    options = {"by_rows": entry.details.get("by_rows") is True, **options}
     return OnnxSession(str(folder / entry.file), entry.graph(), name=entry.model or Path(entry.file).stem, **options)
 
 

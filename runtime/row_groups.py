@@ -54,6 +54,6 @@ class RowGroups:
 
 
 def divisible(graph: Graph) -> bool:
-    """Whether rows of a graph are each on their own: the batch is the first axis of all inputs and outputs, and no other."""
+    """Whether a graph is called by rows: the batch is the first axis of all inputs and outputs, and no other."""
     types = [v.type for v in (*graph.inputs, *graph.outputs.values())]
     return bool(graph.inputs) and all(t.rank and t.shape[0] == BATCH and BATCH not in t.shape[1:] for t in types)

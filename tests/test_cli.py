@@ -106,7 +106,7 @@ def test_export_of_caches_counts_alike_outputs_once(tmp_path: Path):
     assert "  present.*.decoder.key: 3 of f32[batch 4 past+decoder_seq 8]  checked" in done.out
     done = run("export", stock("gpt2", "GPT2LMHeadModel"), tmp_path / "gpt2", "--no-cache", "--no-check", "--opset", 18)
     (graph,) = read_manifest(tmp_path / "gpt2")
-    assert (list(graph.inputs), graph.details, graph.errors) == (["input_ids", "attention_mask"], {"opset": 18}, {})
+    assert (list(graph.inputs), graph.details, graph.errors) == (["input_ids", "attention_mask"], {"opset": 18, "by_rows": True}, {})
     assert "checked" not in done.out
 
 

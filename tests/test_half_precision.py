@@ -210,7 +210,7 @@ def test_a_fault_is_refused(fault: Callable[[pytest.MonkeyPatch], None], half: s
 
 def holder(weights: Any) -> Any:
     """What exporters and references ask of a model."""
-    return SimpleNamespace(name="a graph", weights=weights)
+    return SimpleNamespace(name="a graph", weights=weights, by_rows=False)
 
 
 @each_half

@@ -21,6 +21,7 @@ import interlingua as il
 from interlingua import models
 from interlingua.ir.errors import ConfigError, InterlinguaError
 from interlingua.ir.reference import reference
+from interlingua.runtime.row_groups import divisible
 
 WITH_LOSS = [row for row in CASES if has_loss(row.head)]
 VARIANTS_WITH_LOSS = [row for row in VARIANTS if has_loss(row.head)]
@@ -172,6 +173,20 @@ def test_derived_variant(row: Derived):
     test_float64(row)
     if row.has_loss():
         _check_gradients(row, "torch")
+
+
+@pytest.mark.parametrize("row", [row for row in CASES + DERIVED.cases if row.id == "A"], ids=str)
+def test_rows_do_not_see_one_another(row: Row | Derived):
+    """What lets threads divide a batch by rows (runtime/row_groups.py), wherever the types of inputs and outputs allow it."""
+    sample = row.case()
+    model = load(sample)
+    graph = model.graph(present(model, sample), sample.main)
+    if model.by_rows and divisible(graph):
+        batch = len(next(iter(sample.inputs.values())))
+        whole = reference(graph, sample.inputs, model.weights)
+        alone = [reference(graph, {k: x[i : i + 1] for k, x in sample.inputs.items()}, model.weights) for i in range(batch)]
+        for name, x in whole.items():
+            np.testing.assert_allclose(np.concatenate([made[name] for made in alone]), x, rtol=1e-9, atol=1e-9, err_msg=name)
 
 
 @pytest.mark.parametrize("row", DERIVED.cases + DERIVED.edges, ids=str)

@@ -17,6 +17,7 @@ from oracle_specs import config_json
 
 import interlingua as il
 from interlingua.exporters.artifact import GraphFile
+from interlingua.ir import ops
 from interlingua.ir.errors import CheckpointError, UsageError
 from interlingua.ir.sizes import symbol
 from interlingua.ir.types import Type
@@ -229,6 +230,27 @@ def test_groups_of_rows_give_what_the_batch_gives(kind: str, batch: int, threads
     assert sorted(runs) == sorted([2] * grouped + [batch - 2 * grouped] * (batch > 2 * grouped))
     for k, x in made.items():
         np.testing.assert_allclose(x, expected[k], atol=1e-6, err_msg=k)
+
+
+class Centred(il.Layer):
+    """Rows less their mean, which all of the batch has a part in."""
+
+    def forward(self, x):
+        return {"y": x - ops.mean(x, axis=0, keep=True)}
+
+
+@pytest.mark.parametrize("exported", [True, False])
+def test_a_model_of_ones_own_is_not_divided_unless_it_may_be(exported: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(row_groups, "TOKENS", 1)
+    model = il.Model(Centred(), {"x": "f32[batch 4]"}, name="centred")
+    x = np.arange(24, dtype=np.float32).reshape(6, 4)
+    if exported:
+        model.export(tmp_path / "out")
+        session = lambda **options: il.open(tmp_path / "out", packed=tmp_path / "store", threads=2, **options)
+    else:
+        session = lambda **options: il.compile(model, packed=tmp_path / "store", threads=2, **options)
+    np.testing.assert_allclose(session()(x=x)["y"], x - x.mean(0), atol=1e-6)
+    assert np.abs(session(by_rows=True)(x=x)["y"] - (x - x.mean(0))).max() > 1  # what it was told is not so
 
 
 def test_rows_that_may_depend_on_one_another_are_not_divided():
